@@ -1,0 +1,195 @@
+"""One session during one turn, under its lock: prompt first, answer later.
+
+    new or found → store_prompt → (the model answers) → store_answer
+                                → (the model refuses)  → take_back
+
+What was stored before is never touched. While the model answers, for seconds or minutes, `git pull`,
+editors and people may replace, move or remove the file without our lock. So a stored record is looked
+for again whenever the file is not the one that we left: appended once more if it is gone (ids make a
+repeat harmless), followed if the file moved, written anew if it was removed.
+
+The index comes after the file, and one that cannot be written is no failure: the next listing mends it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import contextmanager
+
+from ollama_prompt import index, records, session_file
+from ollama_prompt.errors import StoreUnreadable, StoreWriteFailed
+from ollama_prompt.session_file import Reading
+from ollama_prompt.summary import NeedsWholeFile, Summary
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ollama_prompt.layout import Layout
+    from ollama_prompt.records import Record
+    from ollama_prompt.session_file import Stamp
+
+ATTEMPTS = 20
+"""How often in a row the file may be replaced under an append before we give up."""
+
+
+class HeldSession:
+    """A session whose lock the caller holds. `path` is None until a new session is first stored."""
+
+    def __init__(
+        self, layout: Layout, session_id: str, path: str | None, reading: Reading | None, note: Callable[[str], None]
+    ) -> None:
+        self.session_id = session_id
+        self.path = path
+        self.settings: Record = dict(reading.summary.settings) if reading else {}
+        self.answered_count = reading.summary.answered_count if reading else 0
+        self._layout = layout
+        self._note = note
+        self._reading = reading
+        self._prompt: Record | None = None
+        self._before = reading.stamp if reading else None
+        self._after: Stamp | None = self._before
+        self._is_new = path is None
+
+    def records_back(self) -> Iterator[Record]:
+        """What was stored so far, newest first; costs what is taken of it."""
+        if self.path is None or self._reading is None:
+            return iter(())
+        with _read_errors(self.path):
+            return session_file.read_back(self.path, self._reading.repeats)
+
+    def store_prompt(self, prompt: Record, settings: Record) -> None:
+        """Store the prompt; a new session is made with these settings. Raises `StoreWriteFailed`."""
+        self._prompt = prompt
+        with _write_errors(self.session_id):
+            if self.path is None:
+                self._create(settings, [prompt])
+            else:
+                self._append([prompt])
+
+    def store_answer(self, answer: list[Record]) -> None:
+        """Store what came of the answer, and a change of settings. Raises `StoreWriteFailed`."""
+        with _write_errors(self.session_id):
+            self._append(answer)
+
+    def take_back(self) -> None:
+        """Remove the prompt again: the model refused it before the first word. Raises `StoreWriteFailed`."""
+        if self._prompt is None or self.path is None:
+            return
+        with _write_errors(self.session_id):
+            if self._is_new and session_file.stamp_at(self.path) == self._after:
+                session_file.remove(self.path)
+                self.path = None
+            elif not self._cut_back():
+                # Somebody wrote behind the prompt: it stays in the file, and is no longer sent.
+                self._append([records.undo([self._prompt["id"]])])
+        self._reading = None
+
+    def keep_index(self, index_: index.Index) -> None:
+        """Bring the session's row up to date, if what is in the file is known without reading it."""
+        if self.path is None or self._reading is None:
+            return
+        young = index.is_young(self._reading.stamp, index.read_time_ns())
+        index_.put(index.Row.of(self._layout.name(self.path), self._reading, young))
+
+    def _create(self, settings: Record, turn: list[Record]) -> None:
+        header = records.header(self.session_id, settings)
+        self.path = self._layout.new_path(self.session_id, header["created_at"])
+        self._layout.make(os.path.dirname(self.path))
+        data = records.encode(header, *turn)
+        self._after = session_file.create(self.path, data)
+        self._reading = Reading(Summary(self.session_id), self._after)
+        for record in (header, *turn):
+            self._reading.take(records.encode(record))
+
+    def _append(self, new: list[Record]) -> None:
+        """Add records, and see to it that they and the prompt are in the file that has the name now."""
+        wanted = new if self._prompt is None or self._prompt in new else [self._prompt, *new]
+        for _ in range(ATTEMPTS):
+            path = self._find_again()
+            if path is None:
+                self._write_anew(wanted)
+                return
+            untouched = session_file.stamp_at(path) == self._after
+            missing = new if untouched else [record for record in wanted if not _is_in(path, record)]
+            if self._append_once(path, missing, untouched):
+                return
+        raise OSError(errno.EBUSY, "its file is being replaced again and again", self.path)
+
+    def _append_once(self, path: str, missing: list[Record], untouched: bool) -> bool:
+        try:
+            stamp, stays = session_file.append(path, records.encode(*missing)) if missing else (self._after, True)
+        except FileNotFoundError:
+            return False
+        if not stays:
+            self._after = self._reading = None
+            return False
+        self._keep_reading(missing, stamp if untouched else None)
+        self._after = stamp
+        return True
+
+    def _keep_reading(self, added: list[Record], stamp: Stamp | None) -> None:
+        """Go on with the summary; give it up (None) where only reading the file again would tell."""
+        reading = self._reading
+        if reading is None or stamp is None or reading.end != reading.stamp[0]:
+            self._reading = None
+            return
+        try:
+            for record in added:
+                reading.take(records.encode(record))
+            reading.stamp = stamp
+        except NeedsWholeFile:
+            self._reading = None
+
+    def _find_again(self) -> str | None:
+        """Where the file is now: at its place, or moved elsewhere in the store, or nowhere."""
+        assert self.path is not None
+        if not os.path.exists(self.path):
+            found = self._layout.everywhere(self.session_id)
+            if not found:
+                return None
+            self.path = found[0]
+            self._reading = None
+        return self.path
+
+    def _write_anew(self, turn: list[Record]) -> None:
+        self._create(self.settings, turn)
+        self._note(f"the file of session {self.session_id} was removed meanwhile; it was written anew with this turn")
+
+    def _cut_back(self) -> bool:
+        if self.path is None or self._before is None or self._after is None or not os.path.exists(self.path):
+            return False
+        return session_file.cut(self.path, self._before[0], self._after)
+
+
+def _is_in(path: str, record: Record) -> bool:
+    try:
+        return session_file.contains(path, f'"id":"{record["id"]}"'.encode())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _write_errors(session_id: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = {
+            errno.ENOSPC: "the disk is full: make room and ask again",
+            errno.EDQUOT: "the disk quota is used up: make room and ask again",
+            errno.EROFS: "the store is read-only; OLLAMA_PROMPT_HOME moves it, --no-session does without",
+            errno.EACCES: "check who owns the store; OLLAMA_PROMPT_HOME moves it, --no-session does without",
+        }.get(error.errno or 0)
+        where = f" {error.filename}" if error.filename else ""
+        raise StoreWriteFailed(
+            f"cannot write{where}: {error.strerror or error}", hint=hint, session_id=session_id
+        ) from error
+
+
+@contextmanager
+def _read_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnreadable(f"cannot read {path}: {error.strerror or error}") from error

@@ -1,0 +1,61 @@
+"""Locks between processes: filelock, in one place.
+
+One lock a session, held for a whole turn, and one for changes of many rows of the index. The kernel
+frees a lock with the process that held it, however that ended. A lock file is removed only together
+with its session, while it is held: filelock gives a waiter that gets a removed file's lock no lock,
+but lets it try again on the name.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager, suppress
+
+from filelock import FileLock, Timeout
+
+from ollama_prompt.errors import SessionBusy, StoreWriteFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+POLL_SECONDS = 0.05
+
+
+@contextmanager
+def hold(path: str, timeout: float, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock on this file. Waits up to `timeout` seconds; `waiting` is called once if it must.
+
+    Raises `SessionBusy` when the time is over, `StoreWriteFailed` when the lock file cannot be had.
+    """
+    lock = FileLock(path, mode=0o600, poll_interval=POLL_SECONDS)
+    try:
+        _acquire(lock, timeout, waiting)
+    except Timeout:
+        raise SessionBusy("another process is using it") from None
+    except OSError as error:
+        raise StoreWriteFailed(f"cannot lock {path}: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.release()
+
+
+def _acquire(lock: FileLock, timeout: float, waiting: Callable[[], None] | None) -> None:
+    start = time.monotonic()
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if timeout <= 0:
+            raise
+        if waiting:
+            waiting()
+        lock.acquire(timeout=max(timeout - (time.monotonic() - start), 0))
+
+
+def discard(path: str) -> None:
+    """Remove a lock file, which the caller holds. On Windows an open file cannot be removed: it stays."""
+    with suppress(OSError):
+        os.unlink(path)

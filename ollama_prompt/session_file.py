@@ -1,0 +1,332 @@
+"""Bytes of one session file: create, append, read forwards, read backwards.
+
+The file only ever grows, by whole lines in one write, and is never rewritten. So:
+
+- A new file is written under another name, fsynced and renamed: nobody sees half of it.
+- An append that follows a torn line (a crash, a full disk) starts with a newline, so that the torn
+  bytes, somebody's text, do not swallow the new record.
+- A write that fails is cut off again; what was there before is never touched.
+- A reader takes lines that end in a newline. An unterminated last line is being written, or torn.
+
+A `Stamp` tells whether a file may have changed: (size, mtime_ns, ctime_ns, inode), compared with !=.
+git sets mtimes and editors keep sizes, but no one sets a ctime.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zlib
+from contextlib import contextmanager, suppress
+
+from ollama_prompt import records
+from ollama_prompt.records import DamagedLine
+from ollama_prompt.summary import NeedsWholeFile, Summary
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from io import BufferedReader, RawIOBase
+    from typing import Any
+
+    from ollama_prompt.records import Record
+
+    Stamp = tuple[int, int, int, int]
+    Damage = tuple[int, str]
+
+BLOCK = 1 << 16
+LARGE_BLOCK = 1 << 20
+
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp of a file from its status."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def stamp_at(path: str) -> Stamp | None:
+    """The stamp of the file at this path; None if there is none."""
+    try:
+        return stamp_of(os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+# --- Writing ---------------------------------------------------------------------------------------
+
+
+def create(path: str, data: bytes) -> Stamp:
+    """Make a new file with this content, whole and durable before it gets its name. Raises OSError."""
+    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+    try:
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_folder(os.path.dirname(path))
+    return stamp_of(os.stat(path))
+
+
+def append(path: str, data: bytes) -> tuple[Stamp, bool]:
+    """Add lines to the end, durably: (the file's stamp, whether the path still names that file).
+
+    False means that somebody replaced, moved or removed the file meanwhile: what was written went into
+    a file that nobody will read. Raises OSError, with the file as it was before.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | _FLAGS)
+    try:
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        if size and not _ends_in_newline(descriptor, size):
+            data = b"\n" + data
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        except OSError:
+            _cut_back(descriptor, size, data)
+            raise
+        # The descriptor stays open while comparing: a freed inode number is given out again at once.
+        mine = os.fstat(descriptor)
+        return stamp_of(mine), _names(path, mine)
+    finally:
+        os.close(descriptor)
+
+
+def cut(path: str, size: int, stamp: Stamp) -> bool:
+    """Take an append back: cut the file to `size` if it still has this stamp; else False, and untouched."""
+    descriptor = os.open(path, os.O_RDWR | _FLAGS)
+    try:
+        if stamp_of(os.fstat(descriptor)) != stamp:
+            return False
+        os.ftruncate(descriptor, size)
+        os.fsync(descriptor)
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: str) -> None:
+    """Remove a file, durably. Raises OSError."""
+    os.unlink(path)
+    sync_folder(os.path.dirname(path))
+
+
+def sync_folder(path: str) -> None:
+    """Make names in a folder durable. Windows has no such call and needs none."""
+    if sys.platform != "win32":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _ends_in_newline(descriptor: int, size: int) -> bool:
+    os.lseek(descriptor, size - 1, os.SEEK_SET)
+    return os.read(descriptor, 1) == b"\n"
+
+
+def _cut_back(descriptor: int, size: int, data: bytes) -> None:
+    """Remove what a failed write left, unless somebody else wrote behind it meanwhile."""
+    with suppress(OSError):
+        written = os.fstat(descriptor).st_size - size
+        os.lseek(descriptor, size, os.SEEK_SET)
+        if 0 < written <= len(data) and os.read(descriptor, written) == data[:written]:
+            os.ftruncate(descriptor, size)
+
+
+def _names(path: str, mine: os.stat_result) -> bool:
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+# --- Reading forwards ------------------------------------------------------------------------------
+
+
+class Reading:
+    """What one pass over a file found, and where it stopped.
+
+    `end` is the offset behind the last whole line, `crc` the CRC-32 of all before it: a later pass that
+    finds the same bytes goes on from there, whoever wrote the file. `damage` lists (line, reason);
+    `repeats` holds the offsets of records that an earlier one makes void.
+    """
+
+    __slots__ = ("crc", "damage", "end", "repeats", "stamp", "summary")
+
+    def __init__(self, summary: Summary, stamp: Stamp) -> None:
+        self.summary = summary
+        self.stamp = stamp
+        self.end = 0
+        self.crc = 0
+        self.damage: list[Damage] = []
+        self.repeats: set[int] = set()
+
+    def take(self, line: bytes) -> None:
+        """Fold the next line in."""
+        summary = self.summary
+        first = not (summary.version or summary.record_count or summary.damage_count)
+        summary.line_count += 1
+        if not records.is_blank(line):
+            try:
+                record = records.decode(line)
+                if not summary.add(record):
+                    self.repeats.add(self.end)
+                if first and record["type"] != "session":
+                    self.add_damage("the header is missing")
+            except DamagedLine as error:
+                self.add_damage(str(error))
+        self.crc = zlib.crc32(line, self.crc)
+        self.end += len(line)
+
+    def add_damage(self, reason: str) -> None:
+        """Note that the present line could not be read, or is not what belongs there."""
+        self.summary.damage_count += 1
+        self.damage.append((max(self.summary.line_count, 1), reason))
+
+
+def read(path: str, session_id: str, saved: dict[str, Any] | None = None) -> Reading:
+    """Read a file; with `saved` (of an earlier pass) only what is new, if the rest is as it was.
+
+    `saved` is `Summary.saved()` with `end` and `crc`. Takes memory for the ids and the longest line, not
+    for the texts. Raises OSError.
+    """
+    with _opened(path) as file:
+        stamp = stamp_of(os.fstat(file.fileno()))
+        if saved and saved["line_count"] and saved["end"] <= stamp[0]:
+            reading = Reading(Summary.resume(session_id, saved), stamp)
+            if _skip_known(file, reading, saved):
+                with suppress(NeedsWholeFile):
+                    return _read_rest(file, reading)
+        try:
+            return _read_whole(file, Reading(Summary(session_id), stamp))
+        except NeedsWholeFile:
+            return _read_whole(file, Reading(Summary(session_id, _undone(file)), stamp))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[BufferedReader]:
+    # Not blocking: a FIFO that got the name of a session must not hang the listing.
+    descriptor = os.open(path, os.O_RDONLY | _FLAGS | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb", buffering=LARGE_BLOCK) as file:
+        yield file
+
+
+def _skip_known(file: BufferedReader, reading: Reading, saved: dict[str, Any]) -> bool:
+    """Move behind the part that was read before; False if it changed."""
+    crc, rest = 0, saved["end"]
+    while rest and (block := file.read(min(rest, LARGE_BLOCK))):
+        crc = zlib.crc32(block, crc)
+        rest -= len(block)
+    reading.end, reading.crc = saved["end"], crc
+    return not rest and crc == saved["crc"]
+
+
+def _read_whole(file: BufferedReader, reading: Reading) -> Reading:
+    file.seek(0)
+    _read_rest(file, reading)
+    if not reading.summary.line_count:
+        reading.add_damage("the file is empty")
+    return reading
+
+
+def _read_rest(file: BufferedReader, reading: Reading) -> Reading:
+    """Fold in the lines up to the size in the stamp; what is added meanwhile has a stamp of its own."""
+    for line in file:
+        if not line.endswith(b"\n") or reading.end + len(line) > reading.stamp[0]:
+            break
+        reading.take(line)
+    return reading
+
+
+def _undone(file: BufferedReader) -> set[str]:
+    """The ids that any undo in the file takes back."""
+    ids: set[str] = set()
+    file.seek(0)
+    for line in file:
+        if b'"undo"' in line:
+            with suppress(DamagedLine):
+                record = records.decode(line)
+                ids.update(records.undone_ids(record) if record["type"] == "undo" else ())
+    return ids
+
+
+def load(path: str, session_id: str) -> tuple[list[Record], Reading]:
+    """Every record that counts, in file order, and what reading them found. Raises OSError."""
+    reading = read(path, session_id)
+    found: list[Record] = []
+    with _opened(path) as file:
+        offset = 0
+        for line in file:
+            if offset >= reading.end:
+                break
+            if offset not in reading.repeats and not records.is_blank(line):
+                with suppress(DamagedLine):
+                    found.append(records.decode(line))
+            offset += len(line)
+    return found, reading
+
+
+def contains(path: str, text: bytes) -> bool:
+    """Whether these bytes occur in one of the file's lines."""
+    with _opened(path) as file:
+        return any(text in line for line in file)
+
+
+def first_line(path: str) -> bytes:
+    """The line that the header is on."""
+    with _opened(path) as file:
+        return file.readline()
+
+
+# --- Reading backwards -----------------------------------------------------------------------------
+
+
+def read_back(path: str, skip: set[int]) -> Iterator[Record]:
+    """The records from the newest to the oldest, without those at the offsets in `skip`.
+
+    Costs what is taken, not what is there. Raises OSError.
+    """
+    with _opened(path) as buffered:
+        file = buffered.raw  # the buffer would read ahead, where we have been already
+        for offset, line in _lines_back(file, os.fstat(file.fileno()).st_size):
+            if offset not in skip and not records.is_blank(line):
+                with suppress(DamagedLine):
+                    yield records.decode(line)
+
+
+def _lines_back(file: RawIOBase, end: int) -> Iterator[tuple[int, bytes]]:
+    """The whole lines before `end`, last first, each with its offset and without its newline."""
+    rest, size = b"", BLOCK
+    terminated = False
+    while end > 0:
+        size = min(size, end)
+        end -= size
+        file.seek(end)
+        lines = (file.read(size) + rest).split(b"\n")
+        offset = end + sum(map(len, lines)) + len(lines) - 1
+        for line in reversed(lines[1:]):
+            offset -= len(line) + 1
+            if terminated:
+                yield offset + 1, line
+            terminated = True
+        rest = lines[0]
+        # A line longer than a block is joined again with every block: double, so that it is joined rarely.
+        size = size * 2 if len(lines) == 1 else min(size * 2, LARGE_BLOCK)
+    if terminated:
+        yield 0, rest
