@@ -35,10 +35,19 @@ ATTEMPTS = 20
 
 
 class HeldSession:
-    """A session whose lock the caller holds. `path` is None until a new session is first stored."""
+    """A session whose lock the caller holds.
+
+    `path` is None until a new session is first stored; `indexed` tells that `reading` is what the index has.
+    """
 
     def __init__(
-        self, layout: Layout, session_id: str, path: str | None, reading: Reading | None, note: Callable[[str], None]
+        self,
+        layout: Layout,
+        session_id: str,
+        note: Callable[[str], None],
+        path: str | None = None,
+        reading: Reading | None = None,
+        indexed: bool = False,
     ) -> None:
         self.session_id = session_id
         self.path = path
@@ -47,17 +56,16 @@ class HeldSession:
         self._layout = layout
         self._note = note
         self._reading = reading
+        self._indexed = reading.stamp if reading and indexed else None
         self._prompt: Record | None = None
         self._before = reading.stamp if reading else None
         self._after: Stamp | None = self._before
-        self._is_new = path is None
 
     def records_back(self) -> Iterator[Record]:
         """What was stored so far, newest first; costs what is taken of it."""
-        if self.path is None or self._reading is None:
-            return iter(())
-        with _read_errors(self.path):
-            return session_file.read_back(self.path, self._reading.repeats)
+        if self.path is not None and self._reading is not None:
+            with _read_errors(self.path):
+                yield from session_file.read_back(self.path, self._reading.repeats)
 
     def store_prompt(self, prompt: Record, settings: Record) -> None:
         """Store the prompt; a new session is made with these settings. Raises `StoreWriteFailed`."""
@@ -78,17 +86,14 @@ class HeldSession:
         if self._prompt is None or self.path is None:
             return
         with _write_errors(self.session_id):
-            if self._is_new and session_file.stamp_at(self.path) == self._after:
-                session_file.remove(self.path)
-                self.path = None
-            elif not self._cut_back():
+            if not self._cut_back() and os.path.exists(self.path):
                 # Somebody wrote behind the prompt: it stays in the file, and is no longer sent.
                 self._append([records.undo([self._prompt["id"]])])
         self._reading = None
 
     def keep_index(self, index_: index.Index) -> None:
         """Bring the session's row up to date, if what is in the file is known without reading it."""
-        if self.path is None or self._reading is None:
+        if self.path is None or self._reading is None or self._reading.stamp == self._indexed:
             return
         young = index.is_young(self._reading.stamp, index.read_time_ns())
         index_.put(index.Row.of(self._layout.name(self.path), self._reading, young))
@@ -158,9 +163,15 @@ class HeldSession:
         self._note(f"the file of session {self.session_id} was removed meanwhile; it was written anew with this turn")
 
     def _cut_back(self) -> bool:
-        if self.path is None or self._before is None or self._after is None or not os.path.exists(self.path):
+        """Bring the file back to what it was before the prompt; False if somebody changed it since."""
+        assert self.path is not None
+        if self._after is None or session_file.stamp_at(self.path) != self._after:
             return False
-        return session_file.cut(self.path, self._before[0], self._after)
+        if self._before is not None:
+            return session_file.cut(self.path, self._before[0], self._after)
+        session_file.remove(self.path)
+        self.path = None
+        return True
 
 
 def _is_in(path: str, record: Record) -> bool:

@@ -99,13 +99,22 @@ class Layout:
         return [entry.path for id_, entry in walk(self.sessions) if id_ == session_id]
 
 
-def walk(folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Every session file below a folder: (session id, entry). Folders that cannot be read are left out."""
+def walk(folder: str, unreadable: list[tuple[str, str]] | None = None) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Every session file below a folder: (session id, entry).
+
+    A folder that cannot be read raises OSError, or is noted in `unreadable` as (path, reason).
+    """
     folders = [folder]
     while folders:
+        folder = folders.pop()
         try:
-            entries = os.scandir(folders.pop())
+            entries = os.scandir(folder)
         except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            if unreadable is None:
+                raise
+            unreadable.append((folder, f"cannot be read: {error.strerror}"))
             continue
         with entries:
             for entry in entries:

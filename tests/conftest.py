@@ -10,14 +10,17 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 from standin import StandIn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
+    from typing import IO
+
+    File = int | IO[bytes]
 
 KEPT = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "LANG", "LC_ALL", "COVERAGE_PROCESS_START", "PYTHONPATH")
 
@@ -25,26 +28,28 @@ KEPT = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "LANG", "LC_ALL", "COVERAGE_PROCESS
 class Result:
     """How a run of the command ended."""
 
-    def __init__(self, done: subprocess.CompletedProcess[bytes]) -> None:
-        self.returncode = done.returncode
-        self.stdout = done.stdout.decode("utf-8")
-        self.stderr = done.stderr.decode("utf-8")
+    def __init__(self, returncode: int, stdout: bytes, stderr: bytes) -> None:
+        self.returncode = returncode
+        self.stdout = stdout.decode("utf-8")
+        self.stderr = stderr.decode("utf-8")
 
     def __repr__(self) -> str:
         return f"<exit {self.returncode}\nstdout: {self.stdout}\nstderr: {self.stderr}>"
 
     @property
-    def json(self) -> Any:
-        """What was printed, which must be one JSON value."""
-        return json.loads(self.stdout)
+    def json(self) -> dict[str, Any]:
+        """What was printed, which must be one JSON object."""
+        printed: dict[str, Any] = json.loads(self.stdout)
+        return printed
 
     @property
-    def error(self) -> Any:
+    def error(self) -> dict[str, Any]:
         """The error object, the last line of stderr."""
-        return json.loads(self.stderr.splitlines()[-1])
+        last: dict[str, Any] = json.loads(self.stderr.splitlines()[-1])
+        return last
 
     @property
-    def events(self) -> list[Any]:
+    def events(self) -> list[dict[str, Any]]:
         """The lines of --output ndjson."""
         return [json.loads(line) for line in self.stdout.splitlines()]
 
@@ -87,16 +92,50 @@ def environment(tmp_path: Path, home: Path, ollama: StandIn) -> dict[str, str]:
     }
 
 
+class Start(Protocol):
+    """`start("-p", "Hi")`: the running command, its output in pipes."""
+
+    def __call__(
+        self,
+        *args: str,
+        env: dict[str, str] | None = None,
+        stdin: File = subprocess.DEVNULL,
+        stdout: File = subprocess.PIPE,
+        stderr: File = subprocess.PIPE,
+        cwd: Path | None = None,
+    ) -> subprocess.Popen[bytes]: ...
+
+
+class Run(Protocol):
+    """`run("-p", "Hi").json["response"]`: the command, run to its end. `env` is added to the usual one."""
+
+    def __call__(
+        self,
+        *args: str,
+        input: str | bytes | None = None,  # noqa: A002
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout: float = 60,
+    ) -> Result: ...
+
+
 @pytest.fixture
-def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     """Start the command and go on; what still runs when the test ends is killed."""
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(*args: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    def start(
+        *args: str,
+        env: dict[str, str] | None = None,
+        stdin: File = subprocess.DEVNULL,
+        stdout: File = subprocess.PIPE,
+        stderr: File = subprocess.PIPE,
+        cwd: Path | None = None,
+    ) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "ollama_prompt", *args]
+        where, with_env = cwd or tmp_path, environment | (env or {})
         process = subprocess.Popen(
-            [sys.executable, "-m", "ollama_prompt", *args],
-            **{"cwd": tmp_path, "env": environment | (env or {}), **pipes, **options},
+            command, cwd=where, env=with_env, stdin=stdin, stdout=stdout, stderr=stderr
         )
         running.append(process)
         return process
@@ -109,15 +148,20 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[...,
 
 
 @pytest.fixture
-def run(start: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., Result]:
-    """Run the command to its end: `run("-p", "Hi").json["response"]`."""
+def run(start: Start) -> Run:
+    """Run the command to its end, with nothing on stdin unless `input` is given."""
 
-    def run(*args: str, input: str | bytes | None = None, timeout: float = 60, **options: Any) -> Result:  # noqa: A002
+    def run(
+        *args: str,
+        input: str | bytes | None = None,  # noqa: A002
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout: float = 60,
+    ) -> Result:
         given = input.encode() if isinstance(input, str) else input
-        if given is not None:
-            options["stdin"] = subprocess.PIPE
-        process = start(*args, **options)
+        stdin = subprocess.DEVNULL if given is None else subprocess.PIPE
+        process = start(*args, env=env, stdin=stdin, cwd=cwd)
         out, err = process.communicate(given, timeout)
-        return Result(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+        return Result(process.returncode, out, err)
 
     return run
