@@ -37,7 +37,8 @@ ATTEMPTS = 20
 class HeldSession:
     """A session whose lock the caller holds.
 
-    `path` is None until a new session is first stored; `indexed` tells that `reading` is what the index has.
+    `path` is None until a new session is first stored; `claim` locks it before that. `indexed` tells that
+    `reading` is what the index has.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class HeldSession:
         path: str | None = None,
         reading: Reading | None = None,
         indexed: bool = False,
+        claim: Callable[[], object] | None = None,
     ) -> None:
         self.session_id = session_id
         self.path = path
@@ -55,6 +57,7 @@ class HeldSession:
         self.answered_count = reading.summary.answered_count if reading else 0
         self._layout = layout
         self._note = note
+        self._claim = claim
         self._reading = reading
         self._indexed = reading.stamp if reading and indexed else None
         self._prompt: Record | None = None
@@ -72,6 +75,9 @@ class HeldSession:
         self._prompt = prompt
         with _write_errors(self.session_id):
             if self.path is None:
+                if self._claim:
+                    self._claim()
+                self.settings = settings
                 self._create(settings, [prompt])
             else:
                 self._append([prompt])

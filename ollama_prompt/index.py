@@ -59,7 +59,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 
-class IndexUnusable(Exception):  # noqa: N818  never shown: the answer comes from the files instead
+class IndexUnusable(Exception):
     """The index cannot be used now: "missing", "foreign", "corrupt" or "busy"."""
 
     def __init__(self, state: str) -> None:
@@ -71,6 +71,16 @@ class Row:
     """One session file as the index knows it; `saved` is what a later reading goes on from."""
 
     __slots__ = COLUMNS
+
+    path: str
+    session_id: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    context_tokens: int
+    record_count: int
+    saved: dict[str, Any]
 
     def __init__(self, values: Iterable[Any]) -> None:
         for name, value in zip(COLUMNS, values, strict=False):

@@ -9,7 +9,7 @@ not ours, read-only or locked for two seconds, the same answer is made from the 
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from ollama_prompt import clock, layout
 from ollama_prompt.errors import SessionBusy, SessionNotFound, StoreError, StoreUnreadable, StoreWriteFailed
@@ -63,25 +63,20 @@ class Indexer:
         """A session that does not exist yet; on disk, lock and all, once its prompt is stored."""
         from ollama_prompt.held_session import HeldSession
 
-        held = HeldSession(self.layout, clock.new_id(), self._note)
-        try:
-            yield held
-        finally:
-            self._keep_index(held)
-
-    @contextmanager
-    def lock_new(self, held: HeldSession) -> Iterator[None]:
-        """Lock a new session before it can be seen, so that nobody continues or purges it meanwhile."""
-        try:
-            self.layout.make()
-        except OSError as error:
-            raise _cannot_write(error) from error
-        with self._lock(held.session_id, 0):
+        session_id = clock.new_id()
+        with ExitStack() as stack:
+            # Locked before it can be seen, so that nobody continues or purges it meanwhile.
+            held = HeldSession(self.layout, session_id, self._note, claim=lambda: self._claim(session_id, stack))
             try:
-                yield
+                yield held
             finally:
-                if held.path is None:
-                    self._discard_lock(held.session_id)
+                self._keep_index(held)
+                if held.path is None and os.path.isdir(self.layout.locks):
+                    self._discard_lock(session_id)
+
+    def _claim(self, session_id: str, stack: ExitStack) -> None:
+        self._make_store()
+        stack.enter_context(self._lock(session_id, 0))
 
     def locate(self, session_id: str) -> tuple[str, Row | None]:
         """The session's file, and its row if the index holds for it. Raises `SessionNotFound`.
@@ -93,7 +88,9 @@ class Indexer:
         found = list(paths) or self.layout.everywhere(session_id)
         if not found:
             raise SessionNotFound(
-                f"no session has the id {session_id}", hint="--list-sessions shows them all", session_id=session_id
+                f"no session has the id {session_id}",
+                hint="--list-sessions shows them all",
+                session_id=session_id,
             )
         if len(found) > 1:
             found.sort(key=lambda path: (-self._read(path, session_id).summary.record_count, path))
@@ -149,7 +146,7 @@ class Indexer:
             raise StoreUnreadable(f"{self.index.path} is not an index of ollama-prompt", hint=_FOREIGN_HINT)
         if not os.path.isdir(self.layout.sessions):
             return 0
-        self._make_locks()
+        self._make_store()
         with self._lock(INDEX_LOCK, lock_timeout):
             rows = self._read_all(self._disk())
             try:
@@ -177,7 +174,8 @@ class Indexer:
 
     def check(self) -> tuple[int, list[dict[str, Any]], str]:
         """Read every file whole: (sessions, damage, state of the index). Changes nothing."""
-        disk = self._disk(unreadable := [])
+        unreadable: list[tuple[str, str]] = []
+        disk = self._disk(unreadable)
         damage: list[dict[str, Any]] = [
             {"session_id": None, "path": path, "line": None, "reason": reason} for path, reason in unreadable
         ]
@@ -313,7 +311,7 @@ class Indexer:
         rows: list[Row] | None = None
         if state in {"missing", "corrupt"} and disk:
             with suppress(StoreError, IndexUnusable):
-                self._make_locks()
+                self._make_store()
                 with self._lock(INDEX_LOCK, BUSY_SECONDS):
                     rows = self._read_all(disk)
                     self.index.rebuild(rows)
@@ -380,7 +378,7 @@ class Indexer:
 
         locks.discard(self.layout.lock(name))
 
-    def _make_locks(self) -> None:
+    def _make_store(self) -> None:
         try:
             self.layout.make()
         except OSError as error:

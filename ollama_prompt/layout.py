@@ -75,7 +75,10 @@ class Layout:
             os.makedirs(folder, 0o700, exist_ok=True)
 
     def _write_once(self, name: str, text: str) -> None:
-        with suppress(FileExistsError), open(os.path.join(self.home, name), "x", encoding="utf-8", newline="\n") as file:
+        with (
+            suppress(FileExistsError),
+            open(os.path.join(self.home, name), "x", encoding="utf-8", newline="\n") as file,
+        ):
             file.write(text)
 
     def candidates(self, session_id: str) -> list[str]:

@@ -23,30 +23,21 @@ if TYPE_CHECKING:
 VERSION = 1
 """The version of the format, promised in docs/format.md."""
 
-SETTINGS = ("model", "title", "system", "options", "think", "num_ctx", "keep_alive", "max_context_tokens")
-"""What a header sets for the session and a later `meta` changes."""
+SETTINGS: dict[str, type | tuple[type, ...]] = {
+    "model": str,
+    "title": str,
+    "system": str,
+    "options": dict,
+    "think": (bool, str),
+    "num_ctx": int,
+    "keep_alive": (str, int, float),
+    "max_context_tokens": int,
+}
+"""What a header sets for the session and a later `meta` changes, with the types that are taken."""
 
 
 class DamagedLine(ValueError):
     """A line that is no record; the message is the reason."""
-
-
-def clean(text: str) -> str:
-    """Text from outside made valid Unicode: undecodable bytes and lone surrogates become U+FFFD.
-
-    The operating system hands undecodable bytes over as lone surrogates; no JSON writer takes those.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        bytes_only = "".join("\ufffd" if _is_lone(char) else char for char in text)
-        return bytes_only.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return text
-
-
-def _is_lone(char: str) -> bool:
-    """Whether this is half of a surrogate pair that does not stand for an undecodable byte."""
-    return "\ud800" <= char <= "\udfff" and not "\udc80" <= char <= "\udcff"
 
 
 def encode(*records: Record) -> bytes:
@@ -81,17 +72,10 @@ def is_blank(line: bytes) -> bool:
 
 def header(session_id: str, settings: Record, **more: Any) -> Record:
     """Line 1 of a new session; `settings` has the keys of SETTINGS."""
-    known = {key: settings[key] for key in ("model", "max_context_tokens") if settings.get(key) is not None}
-    rest = {key: settings[key] for key in SETTINGS if key not in known and settings.get(key) is not None}
-    return {
-        "type": "session",
-        "version": VERSION,
-        "session_id": session_id,
-        "created_at": clock.time_of_id(session_id) or clock.now(),
-        **known,
-        **rest,
-        **more,
-    }
+    known = settings_of(settings)
+    first: Record = {key: known.pop(key) for key in ("model", "max_context_tokens") if key in known}
+    made: Record = {"type": "session", "version": VERSION, "session_id": session_id}
+    return {**made, "created_at": clock.time_of_id(session_id) or clock.now(), **first, **known, **more}
 
 
 def message(role: str, content: str, **more: Any) -> Record:
@@ -101,12 +85,17 @@ def message(role: str, content: str, **more: Any) -> Record:
 
 def meta(settings: Record) -> Record:
     """A change of settings."""
-    return _stamped("meta", {}, {key: settings[key] for key in SETTINGS if key in settings})
+    return _stamped("meta", {}, settings_of(settings))
 
 
 def undo(ids: list[str]) -> Record:
     """Messages taken back: still stored, no longer sent."""
     return _stamped("undo", {}, {"ids": ids})
+
+
+def settings_of(record: Record) -> Record:
+    """The settings that a header or meta record carries; values of a wrong type, as by hand, are left out."""
+    return {key: record[key] for key, kind in SETTINGS.items() if key in record and isinstance(record[key], kind)}
 
 
 def undone_ids(record: Record) -> list[str]:
@@ -116,5 +105,5 @@ def undone_ids(record: Record) -> list[str]:
 
 
 def _stamped(type_: str, first: Record, more: Record) -> Record:
-    made = {"type": type_, "id": clock.new_id(), **first, "created_at": clock.now()}
+    made: Record = {"type": type_, "id": clock.new_id(), **first, "created_at": clock.now()}
     return made | {key: value for key, value in more.items() if value is not None}

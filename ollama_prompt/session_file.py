@@ -26,8 +26,7 @@ from ollama_prompt.summary import NeedsWholeFile, Summary
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from io import BufferedReader, RawIOBase
-    from typing import Any
+    from typing import Any, BinaryIO
 
     from ollama_prompt.records import Record
 
@@ -220,14 +219,14 @@ def read(path: str, session_id: str, saved: dict[str, Any] | None = None) -> Rea
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[BufferedReader]:
+def _opened(path: str, buffering: int = LARGE_BLOCK) -> Iterator[BinaryIO]:
     # Not blocking: a FIFO that got the name of a session must not hang the listing.
     descriptor = os.open(path, os.O_RDONLY | _FLAGS | getattr(os, "O_NONBLOCK", 0))
-    with open(descriptor, "rb", buffering=LARGE_BLOCK) as file:
+    with open(descriptor, "rb", buffering=buffering) as file:
         yield file
 
 
-def _skip_known(file: BufferedReader, reading: Reading, saved: dict[str, Any]) -> bool:
+def _skip_known(file: BinaryIO, reading: Reading, saved: dict[str, Any]) -> bool:
     """Move behind the part that was read before; False if it changed."""
     crc, rest = 0, saved["end"]
     while rest and (block := file.read(min(rest, LARGE_BLOCK))):
@@ -237,7 +236,7 @@ def _skip_known(file: BufferedReader, reading: Reading, saved: dict[str, Any]) -
     return not rest and crc == saved["crc"]
 
 
-def _read_whole(file: BufferedReader, reading: Reading) -> Reading:
+def _read_whole(file: BinaryIO, reading: Reading) -> Reading:
     file.seek(0)
     _read_rest(file, reading)
     if not reading.summary.line_count:
@@ -245,7 +244,7 @@ def _read_whole(file: BufferedReader, reading: Reading) -> Reading:
     return reading
 
 
-def _read_rest(file: BufferedReader, reading: Reading) -> Reading:
+def _read_rest(file: BinaryIO, reading: Reading) -> Reading:
     """Fold in the lines up to the size in the stamp; what is added meanwhile has a stamp of its own."""
     for line in file:
         if not line.endswith(b"\n") or reading.end + len(line) > reading.stamp[0]:
@@ -254,7 +253,7 @@ def _read_rest(file: BufferedReader, reading: Reading) -> Reading:
     return reading
 
 
-def _undone(file: BufferedReader) -> set[str]:
+def _undone(file: BinaryIO) -> set[str]:
     """The ids that any undo in the file takes back."""
     ids: set[str] = set()
     file.seek(0)
@@ -302,15 +301,15 @@ def read_back(path: str, skip: set[int]) -> Iterator[Record]:
 
     Costs what is taken, not what is there. Raises OSError.
     """
-    with _opened(path) as buffered:
-        file = buffered.raw  # the buffer would read ahead, where we have been already
+    # Without a buffer, which would read ahead to where we have been already.
+    with _opened(path, buffering=0) as file:
         for offset, line in _lines_back(file, os.fstat(file.fileno()).st_size):
             if offset not in skip and not records.is_blank(line):
                 with suppress(DamagedLine):
                     yield records.decode(line)
 
 
-def _lines_back(file: RawIOBase, end: int) -> Iterator[tuple[int, bytes]]:
+def _lines_back(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
     """The whole lines before `end`, last first, each with its offset and without its newline."""
     rest, size = b"", BLOCK
     terminated = False

@@ -16,7 +16,7 @@ what it takes back).
 from __future__ import annotations
 
 from ollama_prompt import clock
-from ollama_prompt.records import SETTINGS, VERSION, undone_ids
+from ollama_prompt.records import VERSION, settings_of, undone_ids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ SAVED = (
 """The fields that are enough to take the fold up again."""
 
 
-class NeedsWholeFile(Exception):  # noqa: N818  a step in reading, not an error
+class NeedsWholeFile(Exception):
     """What was kept so far cannot tell what this record changes."""
 
 
@@ -140,7 +140,7 @@ class Summary:
         self._change_settings(later)
 
     def _change_settings(self, record: Record) -> None:
-        self.settings |= {key: record[key] for key in SETTINGS if key in record}
+        self.settings |= settings_of(record)
 
     def _add_message(self, record: Record) -> None:
         if record.get("id") in self.undone:
@@ -158,7 +158,7 @@ class Summary:
 
     def _add_undo(self, record: Record) -> None:
         ids = undone_ids(record)
-        if self._seen is None or not self.undone.issuperset(ids):
+        if self._seen is None or not self.undone >= set(ids):
             raise NeedsWholeFile
         self._passed.update(ids)
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import Any
 
     from ollama_prompt.records import Record
 
@@ -138,22 +137,24 @@ def reply_room(limit: int, max_tokens: object) -> int:
     return min(REPLY_ROOM, limit // 8)
 
 
-def choose(newest_first: Iterator[Turn], new: float, limit: int, room: int, scale: float = 0.0) -> Window:
+def choose(
+    newest_first: Iterator[Turn], system: float, prompt: float, limit: int, room: int, scale: float = 0.0
+) -> Window:
     """The window before a new prompt.
 
-    `new` estimates the system prompt and the new prompt together; `limit` and `room` are tokens. `scale`
-    is by what factor the server's count of a refused request was above our figure, 0 if none was refused.
+    `system` and `prompt` are estimates of what is sent anyway; `limit` and `room` are tokens. `scale` is by
+    what factor the server's count of a refused request was above our figure, 0 if none was refused.
     Takes from `newest_first` only what the window needs.
     """
     full = min(FULL * limit, limit - room)
-    run = _Run(new, scale or 1.0)
+    run = _Run(system, prompt, scale or 1.0)
     start = None
     for turn, older in _pairs(newest_first):
         if not run.turns and not scale and turn.window.get("limit") == limit:
             start = turn.window.get("start")
         run.add(turn, older)
         if run.tokens > full:
-            return _moved(run, max(MARK * limit, limit - room if limit < room else 0), full)
+            return _moved(run, MARK * limit, full)
         if start is not None and turn.first_id == start:
             return run.window(start)
     return run.window(None)
@@ -171,17 +172,18 @@ def _pairs(turns: Iterator[Turn]) -> Iterator[tuple[Turn, Turn | None]]:
 class _Run:
     """Turns, newest first, and how many tokens they take together with the new prompt."""
 
-    def __init__(self, new: float, scale: float) -> None:
+    def __init__(self, system: float, prompt: float, scale: float) -> None:
         self.turns: list[Turn] = []
+        self.system = system
+        self.prompt = prompt
+        self.scale = scale
         self._sizes: list[tuple[float, float]] = []  # (counted or 0, estimated)
-        self._new = new
-        self._scale = scale
         self._counted = self._estimated_of_counted = self._uncounted = 0.0
 
     def add(self, turn: Turn, older: Turn | None) -> None:
         """Take one more, older turn."""
         estimated = estimate_messages(turn.messages)
-        counted = _counted(turn, older, estimated)
+        counted = _counted(turn, older, estimated, self.system)
         self.turns.append(turn)
         self._sizes.append((counted, estimated))
         self._counted += counted
@@ -196,13 +198,14 @@ class _Run:
     @property
     def tokens(self) -> float:
         """What all of it takes."""
-        return (self._counted + (self._uncounted + self._new) * self.ratio) * self._scale
+        return (self._counted + (self._uncounted + self.system + self.prompt) * self.ratio) * self.scale
 
     def newest(self, most: float, at_least_one: float) -> int:
         """How many of the newest turns fit `most` tokens; one, if only that fits `at_least_one`."""
-        tokens, ratio = self._new * self.ratio * self._scale, self.ratio
+        ratio = self.ratio
+        tokens = (self.system + self.prompt) * ratio * self.scale
         for number, (counted, estimated) in enumerate(self._sizes):
-            tokens += (counted or estimated * ratio) * self._scale
+            tokens += (counted or estimated * ratio) * self.scale
             if tokens > (most if number else at_least_one):
                 return number
         return len(self._sizes)
@@ -215,13 +218,13 @@ class _Run:
 def _moved(run: _Run, mark: float, full: float) -> Window:
     """The window after it was full: down to the mark, in one step."""
     kept = run.turns[: run.newest(mark, full)]
-    shorter = _Run(run._new * run.ratio, run._scale)
+    shorter = _Run(run.system * run.ratio, run.prompt * run.ratio, run.scale)
     for turn, older in zip(kept, [*run.turns[1:], None], strict=False):
         shorter.add(turn, older)
     return shorter.window(kept[-1].first_id if kept else "")
 
 
-def _counted(turn: Turn, older: Turn | None, estimated: float) -> float:
+def _counted(turn: Turn, older: Turn | None, estimated: float, system: float) -> float:
     """What the turn took as the server counted it; 0 where that is not known.
 
     Counts that cannot belong to this text (another program's, a merge's) are off by far more than any
@@ -229,7 +232,7 @@ def _counted(turn: Turn, older: Turn | None, estimated: float) -> float:
     """
     start = turn.window.get("start")
     if older is None or (start is not None and start == turn.first_id):
-        counted = turn.counted
+        counted = turn.counted - round(system)
     elif older.counted and older.window.get("start") == start:
         counted = turn.counted - older.counted
     else:
@@ -242,7 +245,7 @@ def num_ctx(needed: int, loaded: int | None, model_limit: int | None) -> int:
 
     Not less than what the model is loaded with, which would load it anew, nor more than its own limit.
     """
-    step = next((size for size in LADDER if size >= needed), LADDER[-1])
+    step: int = next((size for size in LADDER if size >= needed), LADDER[-1])
     size = max(step, loaded or 0)
     return min(size, model_limit) if model_limit else size
 

@@ -1,0 +1,174 @@
+"""Dispatch and output: the only place that prints results and decides the exit code.
+
+Data goes to stdout, everything else to stderr. An error is one JSON object on stderr, or `error:` and
+`hint:` lines with --output text; remarks are `note:` lines before it. No traceback reaches a user but
+with --debug. Flags are checked before anything heavier than argparse is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ollama_prompt import config, console, interrupts
+from ollama_prompt import flags as flags_
+from ollama_prompt.errors import Interrupted, OllamaPromptError, OutputClosed, OutputFailed, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from ollama_prompt.indexer import Indexer
+
+BUG_HINT = "this is a bug in ollama-prompt: please report it, with what --debug prints"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        console.prepare()
+        interrupts.install()
+        code = _run(arguments)
+        console.finish()
+        return code
+    except Exception as error:
+        return _fail(error, arguments)
+    except Interrupted as interruption:
+        return interruption.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        flags = flags_.parse(arguments)
+    except SystemExit as done:  # --help or --version was printed
+        return int(done.code or 0)
+    if flags.action is None:
+        return _ask(flags)
+    from ollama_prompt import commands
+
+    return _ACTIONS[flags.action](commands.make_indexer(os.environ, console.note), flags)
+
+
+def _fail(error: Exception, arguments: list[str]) -> int:
+    """Say what went wrong; the exit code."""
+    if "--debug" in arguments:
+        import traceback
+
+        console.write_error("".join(traceback.format_exception(error)))
+    if isinstance(error, OutputClosed):
+        return error.exit_code
+    if not isinstance(error, OllamaPromptError):
+        error = OllamaPromptError(f"{type(error).__name__}: {error}", hint=BUG_HINT)
+    from ollama_prompt import render
+
+    as_text = _wants_text(arguments)
+    console.write_error(render.error_as_text(error) if as_text else render.error_as_json(error))
+    return error.exit_code
+
+
+def _wants_text(arguments: list[str]) -> bool:
+    """Whether errors are wanted as text, also where the flags could not be parsed."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return any(pair == ("--output", "text") or pair[0] == "--output=text" for pair in pairs)
+
+
+def _ask(flags: Namespace) -> int:
+    _refuse_terminal_as_prompt(flags)
+    request = config.Request(flags, os.environ, config.read_prompt(flags))
+    _check_host(request)
+    if sys.stdout is None:
+        raise OutputFailed("stdout is closed")
+    from ollama_prompt import commands, render
+
+    indexer = commands.make_indexer(os.environ, console.note) if request.keep else None
+    sink = console.TextSink() if flags.output == "text" else console.JsonSink()
+    try:
+        turn = commands.ask(request, indexer, os.environ, sink, console.note)
+    except Interrupted as interruption:
+        if interruption.turn is not None:
+            sink.end(render.as_json(interruption.turn))
+        raise
+    finally:
+        sink.close()
+    sink.end(render.as_json(turn))
+    return 0
+
+
+def _check_host(request: config.Request) -> None:
+    """Find an impossible OLLAMA_HOST before httpx is imported."""
+    from ollama_prompt.host import parse_host
+
+    host = parse_host(os.environ.get("OLLAMA_HOST"))
+    if host.note and not config.is_gguf(request.given.get("model", "")):
+        console.note(host.note)
+
+
+def _refuse_terminal_as_prompt(flags: Namespace) -> None:
+    """Without a prompt stdin is read, but nobody knows to type one there."""
+    if flags.prompt is None and flags.prompt_file is None and sys.stdin is not None and sys.stdin.isatty():
+        raise UsageError(
+            "there is no prompt", hint='ollama-prompt --prompt "…", or pipe one in; --help shows all flags'
+        )
+
+
+def _list_sessions(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands, render
+
+    data = commands.list_sessions(indexer, flags.limit)
+    console.write(render.listing_as_text(data) if flags.output == "text" else render.listing_as_json(data))
+    return 0
+
+
+def _session_info(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands, render
+
+    return _print(commands.session_info(indexer, flags.session_info), flags, render.info_as_text)
+
+
+def _purge(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands, render
+
+    return _print(commands.purge(indexer, flags.purge, flags.dry_run), flags, render.purge_as_text)
+
+
+def _delete(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands
+
+    return _print(commands.delete(indexer, flags.delete), flags, lambda data: f"deleted {data['deleted']}\n")
+
+
+def _check(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands, render
+
+    data = commands.check(indexer)
+    _print(data, flags, render.check_as_text)
+    return 0 if data["ok"] else 1
+
+
+def _reindex(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands
+
+    data = commands.reindex(indexer, flags.lock_timeout)
+    return _print(data, flags, lambda data: f"{data['sessions']} sessions in the index\n")
+
+
+_ACTIONS = {
+    "list_sessions": _list_sessions,
+    "session_info": _session_info,
+    "purge": _purge,
+    "delete": _delete,
+    "check": _check,
+    "reindex": _reindex,
+}
+
+
+def _print(data: dict[str, Any], flags: Namespace, as_text: Callable[[dict[str, Any]], str]) -> int:
+    from ollama_prompt import render
+
+    console.write(as_text(data) if flags.output == "text" else render.as_json(data))
+    return 0

@@ -1,0 +1,144 @@
+"""One function an action: data in, data out. Nothing is printed here, but for remarks through `note`."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from collections.abc import Set as AbstractSet
+    from typing import Any
+
+    from ollama_prompt.config import Request
+    from ollama_prompt.indexer import Indexer
+    from ollama_prompt.model import Model
+    from ollama_prompt.turn import Sink
+
+    Note = Callable[[str], None]
+
+
+def ask(
+    request: Request, indexer: Indexer | None, environ: Mapping[str, str], sink: Sink, note: Note
+) -> dict[str, Any]:
+    """Ask a prompt: the turn as it is printed."""
+    from ollama_prompt.turn import take_turn
+
+    def connect(name: str, deadline: float | None) -> Model:
+        from ollama_prompt.config import is_gguf
+
+        if is_gguf(name):
+            from ollama_prompt.embedded import EmbeddedModel
+
+            return EmbeddedModel(name, deadline=deadline, note=note)
+        from ollama_prompt.host import parse_host
+        from ollama_prompt.ollama import Ollama
+
+        host = parse_host(environ.get("OLLAMA_HOST"))
+        api_key = environ.get("OLLAMA_API_KEY") or None
+        return Ollama(host, name, api_key=api_key, deadline=deadline, serve=request.serve, note=note)
+
+    return take_turn(request, indexer if request.keep else None, connect, sink, note)
+
+
+def list_sessions(indexer: Indexer, limit: int | None) -> dict[str, Any]:
+    """Every session, newest use first; `total` counts also what `limit` leaves out."""
+    rows = indexer.sessions()
+    return {"sessions": [_listed(indexer, row) for row in rows[:limit]], "total": len(rows)}
+
+
+def _listed(indexer: Indexer, row: tuple[Any, ...]) -> dict[str, Any]:
+    return {
+        "session_id": row[1],
+        "model_name": row[10],
+        "created_at": whole_seconds(row[7]),
+        "last_used": whole_seconds(row[8]),
+        "message_count": row[12],
+        "context_tokens": row[13],
+        "title": row[11],
+        "path": indexer.layout.absolute(row[0]),
+    }
+
+
+def whole_seconds(time: str | None) -> str | None:
+    """A time as it is printed: jq's `fromdate` takes no fraction."""
+    return time[:19] + "Z" if time else None
+
+
+def session_info(indexer: Indexer, session_id: str) -> dict[str, Any]:
+    """All that is kept of one session, with every message ever stored."""
+    from ollama_prompt.config import DEFAULT_MAX_CONTEXT_TOKENS
+
+    row, found, reading = indexer.info(session_id)
+    settings = reading.summary.settings
+    limit = settings.get("max_context_tokens", DEFAULT_MAX_CONTEXT_TOKENS)
+    return {
+        **_listed(indexer, row.values()),
+        "max_context_tokens": limit,
+        "context_usage_percent": round(100 * row.context_tokens / limit, 1) if limit > 0 else None,
+        "system_prompt": settings.get("system"),
+        "options": settings.get("options", {}),
+        "messages": [_message(record, reading.summary.undone) for record in found if record["type"] == "message"],
+        "damage": [{"line": line, "reason": reason} for line, reason in reading.damage],
+    }
+
+
+_MESSAGE_KEYS = (
+    "id",
+    "role",
+    "content",
+    "created_at",
+    "model",
+    "prompt_tokens",
+    "tokens",
+    "done_reason",
+    "thinking",
+)
+
+
+def _message(record: dict[str, Any], undone: AbstractSet[str]) -> dict[str, Any]:
+    shown = {key: record[key] for key in _MESSAGE_KEYS if key in record}
+    if "created_at" in shown:
+        from ollama_prompt.clock import normal_time
+
+        shown["created_at"] = whole_seconds(normal_time(shown["created_at"]))
+    return shown | {"undone": True} if record.get("id") in undone else shown
+
+
+def purge(indexer: Indexer, days: int, dry_run: bool) -> dict[str, Any]:
+    """Remove what was not used for more than `days` days."""
+    removed, skipped = indexer.purge(days, dry_run)
+    done = "would be removed" if dry_run else "removed"
+    message = f"{_sessions(len(removed))} {done}"
+    if skipped:
+        message += f", {_sessions(len(skipped))} in use left alone"
+    result = {"removed": len(removed), "message": message, "sessions": removed, "skipped": skipped}
+    return result | {"dry_run": True} if dry_run else result
+
+
+def _sessions(number: int) -> str:
+    return "1 session" if number == 1 else f"{number} sessions"
+
+
+def delete(indexer: Indexer, session_id: str) -> dict[str, Any]:
+    """Remove one session for real."""
+    indexer.delete(session_id)
+    return {"deleted": session_id}
+
+
+def check(indexer: Indexer) -> dict[str, Any]:
+    """Read every file whole and say what is damaged."""
+    sessions, damage, index = indexer.check()
+    ok = not damage and index not in {"corrupt", "foreign"}
+    return {"ok": ok, "sessions": sessions, "damage": damage, "index": index}
+
+
+def reindex(indexer: Indexer, lock_timeout: float) -> dict[str, Any]:
+    """Build the index again from the files."""
+    return {"sessions": indexer.reindex(lock_timeout)}
+
+
+def make_indexer(environ: Mapping[str, str], note: Note) -> Indexer:
+    """The store that the environment names."""
+    from ollama_prompt.config import store_layout
+    from ollama_prompt.indexer import Indexer
+
+    return Indexer(store_layout(environ), note)

@@ -1,0 +1,340 @@
+"""Flags and environment → settings, checked. Pure but for reading the files that flags name.
+
+Whatever is wrong with them is a `UsageError`, found before anything heavy is imported, stored or sent.
+A flag beats the environment; an environment variable that is empty counts as not set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from ollama_prompt.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from ollama_prompt.layout import Layout
+
+DEFAULT_MODEL = "deepseek-v3.1:671b-cloud"
+DEFAULT_MAX_CONTEXT_TOKENS = 64000
+DEFAULT_LOCK_TIMEOUT = 600.0
+
+_INTEGER_OPTIONS = {
+    "draft_num_predict", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_keep", "num_predict", "num_thread",
+    "repeat_last_n", "seed", "top_k",
+}  # fmt: skip
+_NUMBER_OPTIONS = {
+    "frequency_penalty", "min_p", "presence_penalty", "repeat_penalty", "temperature", "top_p", "typical_p",
+}  # fmt: skip
+_DURATION = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|ms|s|m|h))+")
+_LARGEST_INTEGER = 2**63 - 1
+
+
+class Request:
+    """A prompt and how it is to be asked.
+
+    `given` has the settings that were given explicitly, `defaults` those of a new session where nothing
+    was. Times are in seconds, `timeout` None for no limit.
+    """
+
+    __slots__ = ("defaults", "given", "keep", "lock_timeout", "prompt", "serve", "session_id", "timeout")
+
+    def __init__(self, flags: Namespace, environ: Mapping[str, str], prompt: str) -> None:
+        self.prompt = prompt
+        self.session_id: str | None = flags.session_id
+        self.keep = not flags.no_session
+        self.timeout: float | None = flags.timeout
+        self.lock_timeout: float = flags.lock_timeout
+        self.serve = environ.get("OLLAMA_PROMPT_NO_SERVE", "") in {"", "0"}
+        self.given = _given(flags)
+        self.defaults = _defaults(self.given, environ)
+
+
+def _given(flags: Namespace) -> dict[str, Any]:
+    given = {
+        "model": flags.model,
+        "title": flags.title,
+        "system": _system(flags),
+        "options": _options(flags),
+        "num_ctx": flags.num_ctx,
+        "keep_alive": flags.keep_alive,
+        "max_context_tokens": flags.max_context_tokens,
+    }
+    given["num_ctx"] = _one_num_ctx(given["options"].pop("num_ctx", None), flags.num_ctx)
+    return {key: value for key, value in given.items() if value is not None and value != {}}
+
+
+def _defaults(given: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    limit = DEFAULT_MAX_CONTEXT_TOKENS
+    named = environ.get("OLLAMA_PROMPT_MAX_CONTEXT_TOKENS")
+    if named and "max_context_tokens" not in given:
+        limit = _from_environment("OLLAMA_PROMPT_MAX_CONTEXT_TOKENS", named, positive_integer)
+    model = environ.get("OLLAMA_PROMPT_MODEL") or DEFAULT_MODEL
+    if "model" not in given:
+        model = _from_environment("OLLAMA_PROMPT_MODEL", model, model_name)
+    return {"model": model, "max_context_tokens": limit}
+
+
+def _from_environment(name: str, value: str, read: Callable[[str], Any]) -> Any:
+    try:
+        return read(value)
+    except ValueError as error:
+        raise UsageError(f"the environment variable {name} has the value {value!r}: {error}") from None
+
+
+def _system(flags: Namespace) -> str | None:
+    if flags.system is not None and flags.system_file is not None:
+        raise UsageError("--system and --system-file contradict each other")
+    if flags.system_file is not None:
+        return read_text_file(flags.system_file, "--system-file")
+    return valid_text(flags.system) if flags.system is not None else None
+
+
+def _options(flags: Namespace) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, value in flags.option or ():
+        if name == "stop":
+            options["stop"] = [*options.get("stop", ()), *value]
+        else:
+            options[name] = value
+    if flags.temperature is not None:
+        options["temperature"] = flags.temperature
+    if flags.max_tokens is not None:
+        options["num_predict"] = flags.max_tokens
+    return options
+
+
+def _one_num_ctx(option: int | None, flag: int | None) -> int | None:
+    """--option num_ctx=N means --num-ctx N: only one place decides on the window."""
+    if option is not None and flag is not None and option != flag:
+        raise UsageError("--num-ctx and --option num_ctx contradict each other")
+    if option is not None and option < 1:
+        raise UsageError("--option num_ctx: must be 1 or more")
+    return option if flag is None else flag
+
+
+def store_layout(environ: Mapping[str, str]) -> Layout:
+    """Where the store is: OLLAMA_PROMPT_HOME, else the folder of OLLAMA_PROMPT_DB_PATH, else ~/.ollama-prompt."""
+    from ollama_prompt.layout import Layout
+
+    home, index = environ.get("OLLAMA_PROMPT_HOME"), environ.get("OLLAMA_PROMPT_DB_PATH")
+    for name, path in (("OLLAMA_PROMPT_HOME", home), ("OLLAMA_PROMPT_DB_PATH", index)):
+        if path and "\0" in path:
+            raise UsageError(f"the environment variable {name} is no path")
+    index = os.path.abspath(os.path.expanduser(index)) if index else None
+    home = home or (os.path.dirname(index) if index else "~/.ollama-prompt")
+    return Layout(os.path.expanduser(home), index)
+
+
+# --- The prompt ------------------------------------------------------------------------------------
+
+
+def read_prompt(flags: Namespace) -> str:
+    """The prompt from where the flags say, else from stdin. Raises `UsageError` when it is empty."""
+    if flags.prompt is not None and flags.prompt_file is not None:
+        raise UsageError("--prompt and --prompt-file contradict each other")
+    prompt = _named_prompt(flags)
+    if prompt is None:
+        prompt = _piped_prompt()
+    elif flags.stdin:
+        prompt = f"{prompt}\n\n{_without_last_newline(_stdin())}"
+    if not prompt.strip():
+        raise UsageError("the prompt is empty", hint='say what to ask: ollama-prompt --prompt "…"')
+    return prompt
+
+
+def _named_prompt(flags: Namespace) -> str | None:
+    """The prompt that flags give; None if it is to be read from stdin."""
+    if flags.prompt_file is not None and flags.prompt_file != "-":
+        return read_text_file(flags.prompt_file, "--prompt-file")
+    if flags.prompt is not None and flags.prompt != "-":
+        if not flags.prompt.strip():
+            raise UsageError("the prompt is empty", hint='say what to ask: ollama-prompt --prompt "…"')
+        return valid_text(flags.prompt)
+    return None
+
+
+def _piped_prompt() -> str:
+    return _without_last_newline(_stdin())
+
+
+def _stdin() -> str:
+    if sys.stdin is None:
+        raise UsageError("there is no prompt, and stdin is closed", hint='ollama-prompt --prompt "…"')
+    try:
+        return decode(sys.stdin.buffer.read())
+    except OSError as error:
+        raise UsageError(f"cannot read the prompt from stdin: {error.strerror or error}") from None
+
+
+def _without_last_newline(text: str) -> str:
+    return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
+
+
+def read_text_file(path: str, flag: str) -> str:
+    """The text of a file that a flag names. Raises `UsageError`."""
+    try:
+        with open(path, "rb") as file:
+            return decode(file.read())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{flag}: cannot read {path!r}: {reason}") from None
+
+
+def decode(data: bytes) -> str:
+    """Text from a pipe or a file: UTF-8, or UTF-16 with a mark, which PowerShell's > writes."""
+    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if data.startswith(mark):
+            return data.decode(encoding, "replace")
+    return data.decode("utf-8", "replace")
+
+
+def valid_text(text: str) -> str:
+    """An argument as valid Unicode: undecodable bytes and lone surrogates become U+FFFD.
+
+    The operating system hands undecodable bytes over as lone surrogates, which no JSON writer takes.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        escapes_only = "".join("\ufffd" if _is_lone(char) else char for char in text)
+        return escapes_only.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text
+
+
+def _is_lone(char: str) -> bool:
+    """Whether this is half of a surrogate pair that does not stand for an undecodable byte."""
+    return "\ud800" <= char <= "\udfff" and not "\udc80" <= char <= "\udcff"
+
+
+# --- Values of flags: text → value, or ValueError with what it must be -------------------------------
+
+
+def positive_integer(text: str) -> int:
+    """A whole number from 1."""
+    number = _integer(text)
+    if number < 1:
+        raise ValueError("must be 1 or more")
+    return number
+
+
+def natural_number(text: str) -> int:
+    """A whole number from 0."""
+    number = _integer(text)
+    if number < 0:
+        raise ValueError("must be 0 or more")
+    return number
+
+
+def token_count(text: str) -> int:
+    """A number of tokens: from 1, or -1 (no limit) or -2 (until the window is full), as in Ollama."""
+    number = _integer(text)
+    if number < 1 and number not in {-1, -2}:
+        raise ValueError("must be 1 or more")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """A number above 0."""
+    number = _number(text)
+    if number <= 0:
+        raise ValueError("must be above 0")
+    return number
+
+
+def number_from_0(text: str) -> float:
+    """A number from 0."""
+    number = _number(text)
+    if number < 0:
+        raise ValueError("must be 0 or more")
+    return number
+
+
+def _integer(text: str) -> int:
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text) or abs(int(text)) > _LARGEST_INTEGER:
+        raise ValueError("must be a whole number")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError("must be a number") from None
+    if not abs(number) <= 1e9:
+        raise ValueError("must be a number, and not too large")
+    return number
+
+
+def model_name(text: str) -> str:
+    """Any name that Ollama takes, or a path that ends in .gguf: made absolute, the session is used elsewhere too."""
+    text = valid_text(text).strip()
+    if not text:
+        raise ValueError("must not be empty")
+    return os.path.abspath(os.path.expanduser(text)) if is_gguf(text) else text
+
+
+def is_gguf(model: str) -> bool:
+    """Whether a model is a file that runs in this process, without Ollama."""
+    return model.lower().endswith(".gguf")
+
+
+def title(text: str) -> str:
+    """One line for people."""
+    return " ".join(valid_text(text).split())
+
+
+def session_id(text: str) -> str:
+    """A UUID in any case."""
+    from ollama_prompt.clock import parse_id
+
+    found = parse_id(text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is no session id, which is a whole UUID")
+    return found
+
+
+def keep_alive(text: str) -> str | int | float:
+    """A duration as Ollama takes it: 5m, 1h30m, a number of seconds, -1 for ever, 0 for not at all.
+
+    A bare number must go out as a number: Ollama refuses "-1" for want of a unit.
+    """
+    text = text.strip()
+    if re.fullmatch(r"[+-]?\d{1,9}", text):
+        return int(text)
+    if re.fullmatch(r"[+-]?\d{1,9}\.\d+", text):
+        return float(text)
+    if not _DURATION.fullmatch(text):
+        raise ValueError("must be a duration like 5m or 1h30m, or a number of seconds")
+    return text
+
+
+def option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, with the type that Ollama wants: a number, true or false, text, or a JSON list."""
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not equals or not name:
+        raise ValueError("must be NAME=VALUE")
+    if name in _INTEGER_OPTIONS:
+        return name, _integer(value)
+    if name in _NUMBER_OPTIONS:
+        return name, _number(value)
+    typed = _typed(value)
+    if name == "stop":
+        return name, [str(stop) for stop in typed] if isinstance(typed, list) else [valid_text(value)]
+    return name, typed
+
+
+def _typed(value: str) -> Any:
+    import json
+
+    try:
+        typed = json.loads(value, parse_constant=lambda _: value)
+    except (ValueError, RecursionError):
+        return valid_text(value)
+    return valid_text(value) if isinstance(typed, int) and abs(typed) > _LARGEST_INTEGER else typed

@@ -1,0 +1,130 @@
+"""stdout and stderr, and what can be wrong with them.
+
+stdout carries the answer and nothing else, always as UTF-8 with "\\n", whatever the platform prefers, so
+that jq and other programs read the same everywhere. A reader that went away is `OutputClosed`, a full disk
+or a closed stdout `OutputFailed`. stderr is for people: what cannot be written there is dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from contextlib import suppress
+
+from ollama_prompt.errors import OutputClosed, OutputFailed
+
+
+def prepare() -> None:
+    """Set up both streams; what is no valid Unicode (a file's name) is escaped as JSON would."""
+    for stream in (sys.stdout, sys.stderr):
+        # A test or an embedding program may have put something without `reconfigure` in its place.
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            newline = None if stream.isatty() else "\n"
+            reconfigure(encoding="utf-8", errors="backslashreplace", newline=newline)
+
+
+def write(text: str) -> None:
+    """Write to stdout, now. Raises `OutputClosed` or `OutputFailed`."""
+    if sys.stdout is None:
+        raise OutputFailed("stdout is closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        _drop_stdout()
+        # Windows reports a reader that went away as an invalid argument.
+        if isinstance(error, OSError) and error.errno in {errno.EPIPE, errno.EINVAL}:
+            raise OutputClosed("the reader of stdout went away") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputFailed(f"cannot write to stdout: {reason}") from None
+
+
+def write_error(text: str) -> None:
+    """Write to stderr, as far as that is possible."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def note(text: str) -> None:
+    """A remark that changes nothing."""
+    from ollama_prompt.render import visible
+
+    write_error(f"note: {visible(text)}\n")
+
+
+def finish() -> None:
+    """Flush stdout, so that failing to is our error and not the interpreter's at exit."""
+    if sys.stdout is not None:
+        write("")
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered nowhere: at exit the interpreter would try to write it again."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+class JsonSink:
+    """An answer that is printed when it is whole."""
+
+    def start(self, model: str) -> None:
+        """The model is about to be asked."""
+        self._status = _Status(model)
+
+    def token(self, text: str) -> None:
+        """Nothing is shown while it arrives."""
+
+    def end(self, as_json: str) -> None:
+        """Print the turn."""
+        self.close()
+        write(as_json)
+
+    def close(self) -> None:
+        """Remove what was shown while waiting."""
+        status: _Status | None = getattr(self, "_status", None)
+        if status:
+            status.clear()
+
+
+class TextSink(JsonSink):
+    """An answer that is printed while it arrives: text, and a newline at its end."""
+
+    _last = ""
+
+    def token(self, text: str) -> None:
+        """Print the next piece; on a terminal with its control characters made visible."""
+        if sys.stdout is not None and sys.stdout.isatty():
+            from ollama_prompt.render import visible
+
+            text = visible(text)
+        self.close()
+        write(text)
+        self._last = text[-1:] or self._last
+
+    def end(self, as_json: str) -> None:  # noqa: ARG002  the text is there already
+        """Print the newline at the end."""
+        self.close()
+        if self._last != "\n":
+            write("\n")
+
+
+class _Status:
+    """A line on the terminal while nothing has come yet."""
+
+    def __init__(self, model: str) -> None:
+        self._shown = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        if self._shown:
+            from ollama_prompt.render import visible
+
+            write_error(f"waiting for {visible(model)} …")
+
+    def clear(self) -> None:
+        """Remove the line."""
+        if self._shown:
+            self._shown = False
+            write_error("\r\x1b[K")

@@ -1,0 +1,180 @@
+"""The flags: argparse, and which of them go together. docs/cli.md is compared with them.
+
+Flags only, no sub-commands; one action at a time. Whatever is wrong is a `UsageError` with a hint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from ollama_prompt import __version__, config
+from ollama_prompt.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
+
+ACTIONS = ("list_sessions", "session_info", "purge", "delete", "check", "reindex")
+"""Flags that are an action of their own; without one the prompt is asked."""
+ASKING_ONLY = ("prompt", "prompt_file", "stdin", "session_id", "no_session", "title", "system", "system_file")
+"""Flags that make no sense beside an action. Others, such as --model in an alias, do no harm there."""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags, checked each by itself and against each other. Raises `UsageError`."""
+    flags = make_parser().parse_args(arguments)
+    flags.action = _action(flags)
+    return flags
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        hint = "ollama-prompt --help shows all flags"
+        if message.startswith("unrecognized arguments") and not message.split(": ", 1)[1].startswith("-"):
+            hint = 'the prompt goes behind --prompt, in quotes: ollama-prompt --prompt "…"'
+        raise UsageError(message, hint=hint)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Help as wide as the terminal, up to 100 columns. With a width given, argparse does not import shutil."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=_help_width())
+
+
+def _help_width() -> int:
+    try:
+        return max(min(int(os.environ.get("COLUMNS", "")) - 2, 100), 40)
+    except ValueError:
+        pass
+    try:
+        return max(min(os.get_terminal_size(1).columns - 2, 100), 40)
+    except (OSError, ValueError):
+        return 98
+
+
+def _checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A check of config's, whose message argparse shows."""
+
+    def convert(text: str) -> Any:
+        try:
+            return check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All flags; docs/cli.md is compared with them."""
+    parser = _Parser(
+        prog="ollama-prompt",
+        usage='ollama-prompt --prompt "…" [--session-id UUID] [options]\n       ollama-prompt ACTION',
+        description="Send a prompt to an Ollama model and keep the conversation.",
+        epilog="Conversations are plain files below ~/.ollama-prompt/sessions (OLLAMA_PROMPT_HOME moves them).",
+        allow_abbrev=False,
+        add_help=False,
+        formatter_class=_HelpFormatter,
+    )
+    _add_asking(parser.add_argument_group("asking"))
+    _add_model(parser.add_argument_group("the model"))
+    _add_actions(parser.add_argument_group("actions"))
+    _add_general(parser.add_argument_group("general"))
+    return parser
+
+
+def _add_asking(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("-p", "--prompt", metavar="TEXT", help="the prompt; - reads it from stdin, as does no prompt at all")
+    add("--prompt-file", metavar="FILE", help="the prompt from a file")
+    add("--stdin", action="store_true", help="what is on stdin goes under the prompt")
+    add("--session-id", metavar="UUID", type=_checked(config.session_id), help="continue that session")
+    add("--no-session", action="store_true", help="keep nothing: read and write no session")
+    add("--system", metavar="TEXT", help="the system prompt; kept with the session")
+    add("--system-file", metavar="FILE", help="the system prompt from a file")
+    add(
+        "--title",
+        metavar="TEXT",
+        type=_checked(config.title),
+        help="a label for people, shown by --list-sessions",
+    )
+    add("--timeout", metavar="S", type=_checked(config.positive_number), help="seconds for the whole answer")
+    add(
+        "--lock-timeout", metavar="S", type=_checked(config.number_from_0), default=config.DEFAULT_LOCK_TIMEOUT,
+        help="seconds to wait for a session that is in use (600); 0 does not wait",
+    )  # fmt: skip
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--model", metavar="NAME", type=_checked(config.model_name),
+        help="any name that Ollama takes, or a .gguf file, which runs without Ollama; kept with the session",
+    )  # fmt: skip
+    add("--temperature", metavar="F", type=_checked(config.number_from_0), help="kept with the session")
+    add(
+        "--max-tokens", "--max_tokens", metavar="N", type=_checked(config.token_count),
+        help="longest answer in tokens; kept with the session",
+    )  # fmt: skip
+    add(
+        "--option", metavar="NAME=VALUE", action="append", type=_checked(config.option),
+        help="any other option of Ollama's; repeatable; kept with the session",
+    )  # fmt: skip
+    add(
+        "--max-context-tokens", metavar="N", type=_checked(config.positive_integer),
+        help="how much of the conversation may be sent, in tokens (64000); kept with the session",
+    )  # fmt: skip
+    add(
+        "--num-ctx", metavar="N", type=_checked(config.positive_integer),
+        help="fix the model's window instead of having it chosen",
+    )  # fmt: skip
+    add(
+        "--keep-alive", metavar="DURATION", type=_checked(config.keep_alive),
+        help="how long the model stays loaded: 5m, -1 for ever, 0 for not at all",
+    )  # fmt: skip
+
+
+def _add_actions(group: argparse._ArgumentGroup) -> None:
+    add, uuid = group.add_argument, _checked(config.session_id)
+    add("--list-sessions", action="store_true", help="all sessions, newest use first")
+    add("--limit", metavar="N", type=_checked(config.natural_number), help="list only the first N")
+    add("--session-info", metavar="UUID", type=uuid, help="all that is kept of one session")
+    add(
+        "--purge", metavar="DAYS", type=_checked(config.natural_number),
+        help="remove sessions last used more than DAYS days ago; 0: all",
+    )  # fmt: skip
+    add("--dry-run", action="store_true", help="with --purge: only say what would be removed")
+    add("--delete", metavar="UUID", type=uuid, help="remove one session for real")
+    add("--check", action="store_true", help="read every file whole and report damage")
+    add("--reindex", action="store_true", help="build the index again from the files")
+
+
+def _add_general(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--output", choices=("json", "text"), default="json", help="json (the default), or text for people")
+    add("--debug", action="store_true", help="show a traceback when something unexpected happens")
+    add("--version", action="version", version=f"ollama-prompt {__version__}")
+    add("-h", "--help", action="help", help="show this help")
+
+
+def _action(flags: argparse.Namespace) -> str | None:
+    """The action that the flags name; None for asking. Raises `UsageError` for two, or for one with a prompt."""
+    named = [name for name in ACTIONS if getattr(flags, name) not in {None, False}]
+    if len(named) > 1:
+        raise UsageError(f"{_flag(named[0])} and {_flag(named[1])}: one action at a time")
+    asking = [name for name in ASKING_ONLY if getattr(flags, name) not in {None, False}]
+    if named and asking:
+        raise UsageError(f"{_flag(named[0])} and {_flag(asking[0])} contradict each other")
+    if flags.dry_run and flags.purge is None:
+        raise UsageError("--dry-run goes with --purge")
+    if flags.limit is not None and not flags.list_sessions:
+        raise UsageError("--limit goes with --list-sessions")
+    if flags.session_id and flags.no_session:
+        raise UsageError("--session-id and --no-session contradict each other")
+    return named[0] if named else None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

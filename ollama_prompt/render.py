@@ -1,0 +1,94 @@
+"""Data → text. Pure: nothing is read, written or asked.
+
+JSON is indented where a person may look at one thing, and one session a line in the listing, so that it
+can be grepped. Text from files and models is shown to people with its control characters made visible:
+a title must not move the cursor.
+"""
+
+from __future__ import annotations
+
+import json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from ollama_prompt.errors import OllamaPromptError
+
+
+def as_json(data: dict[str, Any]) -> str:
+    """One object, indented."""
+    return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+
+
+def listing_as_json(data: dict[str, Any]) -> str:
+    """The listing, one session a line."""
+    encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
+    lines = ",\n".join(map(encode, data["sessions"]))
+    sessions = f"[\n{lines}\n]" if lines else "[]"
+    return f'{{"sessions": {sessions},\n"total": {data["total"]}}}\n'
+
+
+def error_as_json(error: OllamaPromptError) -> str:
+    """An error as one object on one line."""
+    data = {"error": error.message, "code": error.code, "hint": error.hint, "session_id": error.session_id}
+    return json.dumps({key: value for key, value in data.items() if value is not None}, ensure_ascii=False) + "\n"
+
+
+def error_as_text(error: OllamaPromptError) -> str:
+    """An error for a person."""
+    hint = f"hint: {visible(error.hint)}\n" if error.hint else ""
+    return f"error: {visible(error.message)}\n{hint}"
+
+
+def visible(text: str) -> str:
+    """Text with its control characters escaped, but for newlines and tabs."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
+def listing_as_text(data: dict[str, Any]) -> str:
+    """The listing as a table."""
+    rows = [
+        (item["session_id"], item["last_used"] or "", str(item["message_count"]), item["model_name"] or "",
+         visible(item["title"] or "").replace("\n", " "))
+        for item in data["sessions"]
+    ]  # fmt: skip
+    return _table(("SESSION", "LAST USED", "MESSAGES", "MODEL", "TITLE"), rows)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows))
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def info_as_text(data: dict[str, Any]) -> str:
+    """One session as a person reads it: what it is, then the conversation."""
+    head = [
+        ("session", data["session_id"]), ("title", data["title"]), ("model", data["model_name"]),
+        ("created", data["created_at"]), ("last used", data["last_used"]), ("messages", data["message_count"]),
+        ("context", f"{data['context_tokens']} of {data['max_context_tokens']} tokens"),
+        ("system", data["system_prompt"]), ("file", data["path"]),
+    ]  # fmt: skip
+    lines = [f"{name + ':':<11}{visible(str(value))}\n" for name, value in head if value is not None]
+    lines += [f"damaged:   line {item['line']}: {visible(item['reason'])}\n" for item in data["damage"]]
+    return "".join(lines) + "".join(map(_message_as_text, data["messages"]))
+
+
+def _message_as_text(message: dict[str, Any]) -> str:
+    undone = " (taken back)" if message.get("undone") else ""
+    text: str = visible(message["content"])
+    return f"\n--- {visible(message['role'])}{undone}, {message.get('created_at')}\n{text}\n"
+
+
+def purge_as_text(data: dict[str, Any]) -> str:
+    """What a purge did."""
+    skipped = "".join(f"in use: {id_}\n" for id_ in data["skipped"])
+    return "".join(f"{id_}\n" for id_ in data["sessions"]) + skipped + data["message"] + "\n"
+
+
+def check_as_text(data: dict[str, Any]) -> str:
+    """What a check found."""
+    lines = [f"{visible(item['path'])}:{item['line'] or 0}: {visible(item['reason'])}\n" for item in data["damage"]]
+    return "".join(lines) + f"{data['sessions']} sessions, {len(lines)} damaged places, index {data['index']}\n"

@@ -1,0 +1,214 @@
+"""The life of a turn: read the window, ask, append; all of it while the session is held.
+
+    check the model → choose the window → store the prompt → ask → store the answer
+
+Nothing is stored before the model was reached and can do what is asked. From then on the prompt is on
+disk. What the model refuses before its first word is taken back; what breaks off leaves the prompt, and
+what came of the answer as an answer with `done_reason` "error" or "interrupted". Settings become the
+session's with a whole answer only. With --no-session nothing is read or stored, and the rest is the same.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, closing
+
+from ollama_prompt import interrupts, records
+from ollama_prompt.errors import (
+    ContextExceeded,
+    ContextTooSmall,
+    IncompleteAnswer,
+    Interrupted,
+    ModelError,
+    OutputClosed,
+    OutputFailed,
+)
+from ollama_prompt.plan import Plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from typing import Any, Protocol
+
+    from ollama_prompt.config import Request
+    from ollama_prompt.held_session import HeldSession
+    from ollama_prompt.indexer import Indexer
+    from ollama_prompt.model import Model
+    from ollama_prompt.records import Record
+
+    Connect = Callable[[str, float | None], Model]
+    Note = Callable[[str], None]
+
+    class Sink(Protocol):
+        """Where an answer goes while it arrives."""
+
+        def start(self, model: str) -> None:
+            """The model is about to be asked."""
+
+        def token(self, text: str) -> None:
+            """The next piece of the answer. May raise `OutputClosed` or `OutputFailed`."""
+
+
+def take_turn(request: Request, indexer: Indexer | None, connect: Connect, sink: Sink, note: Note) -> dict[str, Any]:
+    """Ask the request's prompt, and give the turn as the object that is printed.
+
+    `indexer` is None to keep nothing; `connect` makes the model from its name and the deadline. Raises
+    `OllamaPromptError`s, and `Interrupted` with what had come as its `turn`.
+    """
+    with ExitStack() as stack:
+        held = stack.enter_context(_hold(request, indexer)) if indexer else None
+        turn = _Turn(request, held, note)
+        deadline = time.monotonic() + request.timeout if request.timeout else None
+        with closing(connect(turn.settings["model"], deadline)) as model:
+            return turn.take(model, sink)
+
+
+def _hold(request: Request, indexer: Indexer) -> AbstractContextManager[HeldSession]:
+    if request.session_id is None:
+        return indexer.new()
+    return indexer.open(request.session_id, request.lock_timeout)
+
+
+class _Turn:
+    """One turn; `held` is None where nothing is kept."""
+
+    def __init__(self, request: Request, held: HeldSession | None, note: Note) -> None:
+        stored = held.settings if held else {}
+        self.held = held
+        self.given = _with_stored_options(request.given, stored)
+        self.settings: Record = {**request.defaults, **stored, **self.given}
+        self.prompt = records.message("user", request.prompt)
+        self.plan: Plan | None = None
+        self.said: list[str] = []
+        self.thought: list[str] = []
+        self._note = note
+        self._is_stored = False
+
+    def take(self, model: Model, sink: Sink) -> dict[str, Any]:
+        """Go through the turn; see the module."""
+        try:
+            self.plan = self._make_plan(model)
+            self._store_prompt()
+            sink.start(self.settings["model"])
+            final = self._ask(model, self.plan, sink)
+            with interrupts.shield(last_step=True):
+                self._store_answer(final, self.plan)
+            return self._shown(final)
+        except (Interrupted, OutputClosed, OutputFailed) as error:
+            self._keep_rest("interrupted")
+            if isinstance(error, Interrupted):
+                error.turn = self._shown({"done": False, "done_reason": "interrupted"})
+            raise
+        except ModelError as error:
+            self._fail(error)
+            raise
+
+    def _make_plan(self, model: Model) -> Plan:
+        facts = model.check()
+        if facts.cloud and "num_ctx" in self.given:
+            self._note("a cloud model chooses its window itself: --num-ctx is kept, but not sent")
+        plan = Plan(self.settings, self.prompt, self.held, facts, None if facts.cloud else model.loaded_window())
+        self._tell_window(plan)
+        return plan
+
+    def _tell_window(self, plan: Plan) -> None:
+        if plan.moved():
+            self._note(f"{plan.left_out()} earlier messages do not fit the model's window and are not sent")
+
+    # --- Asking --------------------------------------------------------------------------------
+
+    def _ask(self, model: Model, plan: Plan, sink: Sink) -> dict[str, Any]:
+        """Ask; once more with less, or with a larger window, where the server says that it was too much."""
+        try:
+            return self._listen(model.chat(plan.body()), sink)
+        except ContextExceeded as refusal:
+            plan.shrink(refusal)
+            self._tell_window(plan)
+        try:
+            return self._listen(model.chat(plan.body()), sink)
+        except ContextExceeded as refusal:
+            raise ContextTooSmall(refusal.message, hint="lower --max-context-tokens") from refusal
+
+    def _listen(self, chunks: Iterator[dict[str, Any]], sink: Sink) -> dict[str, Any]:
+        """Take the stream to its end; the last chunk."""
+        for chunk in chunks:
+            message = chunk.get("message") or {}
+            if thinking := message.get("thinking"):
+                self.thought.append(thinking)
+            if content := message.get("content"):
+                self.said.append(content)
+                sink.token(content)
+            if chunk.get("done"):
+                return chunk
+        raise IncompleteAnswer("the answer ended before it was done")
+
+    # --- Storing -------------------------------------------------------------------------------
+
+    def _store_prompt(self) -> None:
+        if self.held and not self._is_stored:
+            with interrupts.shield():
+                self.held.store_prompt(self.prompt, self.settings)
+                self._is_stored = True
+
+    def _store_answer(self, final: dict[str, Any], plan: Plan) -> None:
+        if self.held:
+            answer = self._answer(final, final.get("done_reason"), plan.record())
+            self.held.store_answer([*self._changed_settings(self.held.settings), answer])
+
+    def _keep_rest(self, done_reason: str) -> None:
+        """Keep the prompt, and what came of an answer that broke off."""
+        with interrupts.shield(last_step=True):
+            self._store_prompt()
+            if self.held and (self.said or self.thought):
+                self.held.store_answer([self._answer({}, done_reason, None)])
+
+    def _fail(self, error: ModelError) -> None:
+        """Leave behind what a failed turn leaves."""
+        if error.keeps_prompt or self.said:
+            self._keep_rest("error")
+        elif self.held and self._is_stored:
+            with interrupts.shield(last_step=True):
+                self.held.take_back()
+        if self.held and self.held.path:
+            error.session_id = self.held.session_id
+
+    def _answer(self, final: dict[str, Any], done_reason: str | None, window: Record | None) -> Record:
+        return records.message(
+            "assistant",
+            "".join(self.said),
+            model=self.settings["model"],
+            prompt_tokens=final.get("prompt_eval_count"),
+            tokens=final.get("eval_count"),
+            done_reason=done_reason,
+            thinking="".join(self.thought) or None,
+            window=window,
+        )
+
+    def _changed_settings(self, before: Record) -> list[Record]:
+        """A meta record with what was given and is not the session's yet; a new session has it in its header."""
+        changed = {key: value for key, value in self.given.items() if before.get(key) != value}
+        return [records.meta(changed)] if changed else []
+
+    def _shown(self, final: dict[str, Any]) -> dict[str, Any]:
+        """The turn as it is printed: Ollama's keys in its order, with the whole text, and ours behind them."""
+        shown = {
+            "model": final.get("model") or self.settings["model"],
+            "created_at": final.get("created_at") or self.prompt["created_at"],
+            "response": "".join(self.said),
+        }
+        if self.thought:
+            shown["thinking"] = "".join(self.thought)
+        shown |= {key: value for key, value in final.items() if key not in shown and key != "message"}
+        if self.held:
+            shown["session_id"] = self.held.session_id
+        if self.plan:
+            shown["window"] = self.plan.shown(final)
+        return shown
+
+
+def _with_stored_options(given: Record, stored: Record) -> Record:
+    """Options are given one by one: those that were not given stay what they were."""
+    if "options" not in given or not isinstance(stored.get("options"), dict):
+        return given
+    return {**given, "options": {**stored["options"], **given["options"]}}
