@@ -119,8 +119,9 @@ def _refuse_terminal_as_prompt(flags: Namespace) -> None:
 def _list_sessions(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands, render
 
-    data = commands.list_sessions(indexer, flags.limit)
-    console.write(render.listing_as_text(data) if flags.output == "text" else render.listing_as_json(data))
+    lines, total = commands.list_sessions(indexer, flags.limit)
+    as_text = flags.output == "text"
+    console.write(render.listing_as_text(lines) if as_text else render.listing_as_json(lines, total))
     return 0
 
 

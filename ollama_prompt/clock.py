@@ -29,6 +29,11 @@ def format_time(milliseconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:03d}Z"
 
 
+def whole_seconds(time: str | None) -> str | None:
+    """A time as it is printed: jq's `fromdate` takes no fraction."""
+    return time[:19] + "Z" if time else None
+
+
 def days_ago(days: int) -> str:
     """The time that many days before now; the oldest time that can be written if there is none."""
     try:

@@ -39,41 +39,23 @@ def ask(
     return take_turn(request, indexer if request.keep else None, connect, sink, note)
 
 
-def list_sessions(indexer: Indexer, limit: int | None) -> dict[str, Any]:
-    """Every session, newest use first; `total` counts also what `limit` leaves out."""
-    rows = indexer.sessions()
-    return {"sessions": [_listed(indexer, row) for row in rows[:limit]], "total": len(rows)}
-
-
-def _listed(indexer: Indexer, row: tuple[Any, ...]) -> dict[str, Any]:
-    return {
-        "session_id": row[1],
-        "model_name": row[10],
-        "created_at": whole_seconds(row[7]),
-        "last_used": whole_seconds(row[8]),
-        "message_count": row[12],
-        "context_tokens": row[13],
-        "title": row[11],
-        "path": indexer.layout.absolute(row[0]),
-    }
-
-
-def whole_seconds(time: str | None) -> str | None:
-    """A time as it is printed: jq's `fromdate` takes no fraction."""
-    return time[:19] + "Z" if time else None
+def list_sessions(indexer: Indexer, limit: int | None) -> tuple[list[str], int]:
+    """Every session, newest use first, as its line of the listing in JSON; and how many there are without `limit`."""
+    entries = indexer.sessions()
+    return [entry[-1] for entry in entries[:limit]], len(entries)
 
 
 def session_info(indexer: Indexer, session_id: str) -> dict[str, Any]:
     """All that is kept of one session, with every message ever stored."""
     from ollama_prompt.config import DEFAULT_MAX_CONTEXT_TOKENS
 
-    row, found, reading = indexer.info(session_id)
+    listed, found, reading = indexer.info(session_id)
     settings = reading.summary.settings
     limit = settings.get("max_context_tokens", DEFAULT_MAX_CONTEXT_TOKENS)
     return {
-        **_listed(indexer, row.values()),
+        **listed,
         "max_context_tokens": limit,
-        "context_usage_percent": round(100 * row.context_tokens / limit, 1) if limit > 0 else None,
+        "context_usage_percent": round(100 * listed["context_tokens"] / limit, 1) if limit > 0 else None,
         "system_prompt": settings.get("system"),
         "options": settings.get("options", {}),
         "messages": [_message(record, reading.summary.undone) for record in found if record["type"] == "message"],
@@ -97,7 +79,7 @@ _MESSAGE_KEYS = (
 def _message(record: dict[str, Any], undone: AbstractSet[str]) -> dict[str, Any]:
     shown = {key: record[key] for key in _MESSAGE_KEYS if key in record}
     if "created_at" in shown:
-        from ollama_prompt.clock import normal_time
+        from ollama_prompt.clock import normal_time, whole_seconds
 
         shown["created_at"] = whole_seconds(normal_time(shown["created_at"]))
     return shown | {"undone": True} if record.get("id") in undone else shown

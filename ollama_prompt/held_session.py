@@ -18,7 +18,8 @@ import os
 from contextlib import contextmanager
 
 from ollama_prompt import index, records, session_file
-from ollama_prompt.errors import StoreUnreadable, StoreWriteFailed
+from ollama_prompt.errors import StoreUnreadable
+from ollama_prompt.layout import Layout, cannot_write
 from ollama_prompt.session_file import Reading
 from ollama_prompt.summary import NeedsWholeFile, Summary
 
@@ -26,7 +27,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ollama_prompt.layout import Layout
     from ollama_prompt.records import Record
     from ollama_prompt.session_file import Stamp
 
@@ -192,16 +192,7 @@ def _write_errors(session_id: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = {
-            errno.ENOSPC: "the disk is full: make room and ask again",
-            errno.EDQUOT: "the disk quota is used up: make room and ask again",
-            errno.EROFS: "the store is read-only; OLLAMA_PROMPT_HOME moves it, --no-session does without",
-            errno.EACCES: "check who owns the store; OLLAMA_PROMPT_HOME moves it, --no-session does without",
-        }.get(error.errno or 0)
-        where = f" {error.filename}" if error.filename else ""
-        raise StoreWriteFailed(
-            f"cannot write{where}: {error.strerror or error}", hint=hint, session_id=session_id
-        ) from error
+        raise cannot_write(error, session_id) from error
 
 
 @contextmanager

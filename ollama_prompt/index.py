@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from ollama_prompt.session_file import Reading, Stamp
 
+    Entry = tuple[Any, ...]  # path, size, mtime_ns, ctime_ns, inode, young, last_used, last_id, record_count, line
+
 APPLICATION_ID = 0x6F6C7072  # "olpr"
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 2.0
@@ -39,24 +41,27 @@ TICK_NS = 50_000_000
 COARSE_TICK_NS = 2_000_000_000
 """FAT keeps times to 2 s; assumed where a time has no fraction of a millisecond."""
 
-COLUMNS = (
-    "path", "session_id", "size", "mtime_ns", "ctime_ns", "inode", "young", "created_at", "last_used",
-    "last_id", "model", "title", "message_count", "context_tokens", "record_count", "damage_count", "saved",
-)  # fmt: skip
-
-_LISTED = ", ".join(COLUMNS[:-1])
 _SCHEMA = f"""
 CREATE TABLE files (
-  path TEXT PRIMARY KEY, session_id TEXT NOT NULL,
+  last_used TEXT, last_id TEXT, path TEXT, session_id TEXT NOT NULL,
   size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER, young INTEGER,
-  created_at TEXT, last_used TEXT, last_id TEXT, model TEXT, title TEXT,
-  message_count INTEGER, context_tokens INTEGER, record_count INTEGER, damage_count INTEGER,
-  saved TEXT
+  record_count INTEGER, listed TEXT, path_json TEXT,
+  PRIMARY KEY (last_used DESC, last_id DESC, path)
 ) WITHOUT ROWID;
+CREATE UNIQUE INDEX by_path ON files (path);
 CREATE INDEX by_session ON files (session_id);
+CREATE TABLE readings (path TEXT PRIMARY KEY, saved TEXT) WITHOUT ROWID;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
+"""`files` is kept in the order in which it is listed, so that listing is one scan without sorting, and
+without what only a later reading needs."""
+
+_ENTRIES = """
+SELECT path, size, mtime_ns, ctime_ns, inode, young, last_used, last_id, record_count, listed || ? || path_json || '"}'
+FROM files ORDER BY last_used DESC, last_id DESC
+"""
+_FIND = "SELECT files.*, saved FROM files JOIN readings USING (path) WHERE session_id = ?"
 
 
 class IndexUnusable(Exception):
@@ -68,45 +73,51 @@ class IndexUnusable(Exception):
 
 
 class Row:
-    """One session file as the index knows it; `saved` is what a later reading goes on from."""
+    """One session file as the index knows it.
 
-    __slots__ = COLUMNS
+    `path` is relative to `sessions`, with /. `listed` is the session's line of the listing as JSON, up to
+    the value of its last key, the path: where the store lies may change. `saved` is what a later reading
+    goes on from.
+    """
 
-    path: str
-    session_id: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-    context_tokens: int
-    record_count: int
-    saved: dict[str, Any]
+    __slots__ = ("last_id", "last_used", "listed", "path", "record_count", "saved", "session_id", "stamp", "young")
 
-    def __init__(self, values: Iterable[Any]) -> None:
-        for name, value in zip(COLUMNS, values, strict=False):
-            setattr(self, name, value)
+    def __init__(self, path: str, session_id: str, stamp: Stamp, young: bool) -> None:
+        self.path = path
+        self.session_id = session_id
+        self.stamp = stamp
+        self.young = young
+        self.last_used = self.last_id = self.listed = ""
+        self.record_count = 0
+        self.saved: dict[str, Any] = {}
 
     @classmethod
-    def of(cls, name: str, reading: Reading, young: bool) -> Row:
+    def of(cls, path: str, reading: Reading, young: bool) -> Row:
         """The row for a file that was read just now."""
         summary = reading.summary
-        saved = summary.saved() | {"end": reading.end, "crc": reading.crc}
-        return cls((
-            name, summary.session_id, *reading.stamp, int(young), summary.created_at, summary.last_used,
-            summary.last_id, summary.settings.get("model"), summary.settings.get("title") or summary.title,
-            summary.message_count, summary.context_tokens, summary.record_count, summary.damage_count, saved,
-        ))  # fmt: skip
+        row = cls(path, summary.session_id, reading.stamp, young)
+        row.last_used, row.last_id = summary.last_used or "", summary.last_id
+        row.record_count = summary.record_count
+        row.listed = json.dumps(summary.listed(), ensure_ascii=False)[:-1] + ', "path": "'
+        row.saved = summary.saved() | {"end": reading.end, "crc": reading.crc}
+        return row
 
-    @property
-    def stamp(self) -> Stamp:
-        """The file's stamp when it was read."""
-        return self.size, self.mtime_ns, self.ctime_ns, self.inode
+    def entry(self, folder: str) -> Entry:
+        """As `Index.entries` gives it."""
+        line = self.listed + path_json(folder) + path_json(self.path) + '"}'
+        return (self.path, *self.stamp, int(self.young), self.last_used, self.last_id, self.record_count, line)
 
     def values(self) -> tuple[Any, ...]:
-        """As the database takes it."""
-        row = [getattr(self, name) for name in COLUMNS]
-        row[-1] = json.dumps(row[-1], ensure_ascii=False, separators=(",", ":"))
-        return tuple(row)
+        """As the table `files` takes it."""
+        return (
+            self.last_used, self.last_id, self.path, self.session_id, *self.stamp, int(self.young),
+            self.record_count, self.listed, path_json(self.path),
+        )  # fmt: skip
+
+
+def path_json(path: str) -> str:
+    """A path as part of a JSON string, with the separators of this platform."""
+    return json.dumps(path.replace("/", os.sep), ensure_ascii=False)[1:-1]
 
 
 def is_young(stamp: Stamp, read_at_ns: int) -> bool:
@@ -140,50 +151,51 @@ class Index:
             return "foreign"
         return "ok" if int.from_bytes(head[60:64], "big") == SCHEMA_VERSION else "old"
 
-    def rows(self) -> list[tuple[Any, ...]]:
-        """All rows as plain tuples without `saved`, newest use first. Raises `IndexUnusable`."""
+    def entries(self, folder: str) -> list[Entry]:
+        """All rows as they are listed, newest use first; `folder` goes before their paths.
+
+        Plain tuples, whose making costs nothing beside reading them. Raises `IndexUnusable`.
+        """
         with self._reading() as database:
-            return database.execute(f"SELECT {_LISTED} FROM files ORDER BY last_used DESC, last_id DESC").fetchall()
+            return database.execute(_ENTRIES, (path_json(folder),)).fetchall()
 
     def find(self, session_id: str) -> list[Row]:
-        """The rows of one session, usually one; the one with the most records first. Raises `IndexUnusable`."""
-        query = "SELECT * FROM files WHERE session_id = ? ORDER BY record_count DESC, path"
+        """The rows of one session, usually one. Raises `IndexUnusable`."""
         with self._reading() as database:
-            return [_with_saved(values) for values in database.execute(query, (session_id,))]
+            return [_row(values) for values in database.execute(_FIND, (session_id,))]
 
-    def saved(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def saved(self, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
         """What was saved for these files. Raises `IndexUnusable`."""
+        query = "SELECT path, saved FROM readings WHERE path = ?"
         with self._reading() as database:
-            cursor = database.cursor()
-            found = (
-                cursor.execute("SELECT path, saved FROM files WHERE path = ?", (name,)).fetchone() for name in names
-            )
+            found = [database.execute(query, (path,)).fetchone() for path in paths]
             return {row[0]: json.loads(row[1]) for row in found if row}
 
     def put(self, row: Row) -> None:
         """Keep the row of a file whose session we hold. Makes the index if it is missing. Raises `IndexUnusable`."""
         with self._writing() as database:
-            database.execute(_UPSERT, row.values())
+            _insert(database, [row])
 
     def remove(self, session_ids: Iterable[str]) -> None:
         """Forget sessions. Raises `IndexUnusable`."""
+        query = "SELECT path FROM files WHERE session_id = ?"
         with self._writing() as database:
-            database.executemany("DELETE FROM files WHERE session_id = ?", [(id_,) for id_ in session_ids])
+            _delete(database, [row for id_ in session_ids for row in database.execute(query, (id_,))])
 
-    def change(self, put: Iterable[Row], gone: Iterable[str], seen: dict[str, tuple[Any, ...]]) -> None:
+    def change(self, put: Iterable[Row], gone: Iterable[str], seen: dict[str, Stamp]) -> None:
         """Keep what a refresh found, except where another process was faster.
 
-        `seen` holds the rows that the refresh started from: a row that has changed since was written by a
-        process that read the file later than we did. Raises `IndexUnusable`.
+        `seen` holds the stamps in the rows that the refresh started from: a row that has another one now was
+        written by a process that read the file later than we did. Raises `IndexUnusable`.
         """
         with self._writing() as database:
-            kept = [row.values() for row in put if _stamp_now(database, row.path) == _seen_stamp(seen, row.path)]
-            lost = [(name,) for name in gone if _stamp_now(database, name) == _seen_stamp(seen, name)]
-            database.executemany("DELETE FROM files WHERE path = ?", lost)
-            database.executemany(_UPSERT, kept)
+            kept = [row for row in put if _stamp_now(database, row.path) == seen.get(row.path)]
+            _delete(database, [(path,) for path in gone if _stamp_now(database, path) == seen.get(path)])
+            _insert(database, kept)
 
     def rebuild(self, rows: Iterable[Row]) -> None:
         """Throw away what is there, if it is ours, and keep these rows. Raises `IndexUnusable`."""
+        rows = list(rows)
         if self.state() in {"corrupt", "old"}:
             self.discard()
         try:
@@ -194,16 +206,17 @@ class Index:
             self.discard()
             self._replace_rows(rows)
 
+    def _replace_rows(self, rows: list[Row]) -> None:
+        with self._writing() as database:
+            database.execute("DELETE FROM files")
+            database.execute("DELETE FROM readings")
+            _insert(database, rows)
+
     def discard(self) -> None:
         """Remove our own database, with the journal, which belongs to that content only."""
         for path in (self.path + "-journal", self.path):
             with suppress(OSError):
                 os.unlink(path)
-
-    def _replace_rows(self, rows: Iterable[Row]) -> None:
-        with self._writing() as database:
-            database.execute("DELETE FROM files")
-            database.executemany(_UPSERT, (row.values() for row in rows))
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -241,21 +254,28 @@ class Index:
             return False
 
 
-_UPSERT = f"INSERT OR REPLACE INTO files VALUES ({', '.join('?' * len(COLUMNS))})"
+def _row(values: tuple[Any, ...]) -> Row:
+    row = Row(values[2], values[3], values[4:8], bool(values[8]))
+    row.last_used, row.last_id, row.record_count, row.listed = *values[:2], *values[9:11]
+    row.saved = json.loads(values[12])
+    return row
 
 
-def _with_saved(values: tuple[Any, ...]) -> Row:
-    return Row((*values[:-1], json.loads(values[-1])))
+def _insert(database: sqlite3.Connection, rows: list[Row]) -> None:
+    saved = ((row.path, json.dumps(row.saved, ensure_ascii=False, separators=(",", ":"))) for row in rows)
+    database.executemany(f"INSERT OR REPLACE INTO files VALUES ({', '.join('?' * 12)})", (row.values() for row in rows))
+    database.executemany("INSERT OR REPLACE INTO readings VALUES (?, ?)", saved)
 
 
-def _stamp_now(database: sqlite3.Connection, name: str) -> tuple[Any, ...] | None:
+def _delete(database: sqlite3.Connection, paths: list[tuple[str]]) -> None:
+    database.executemany("DELETE FROM files WHERE path = ?", paths)
+    database.executemany("DELETE FROM readings WHERE path = ?", paths)
+
+
+def _stamp_now(database: sqlite3.Connection, path: str) -> tuple[Any, ...] | None:
     query = "SELECT size, mtime_ns, ctime_ns, inode FROM files WHERE path = ?"
-    found: tuple[Any, ...] | None = database.execute(query, (name,)).fetchone()
+    found: tuple[Any, ...] | None = database.execute(query, (path,)).fetchone()
     return found
-
-
-def _seen_stamp(seen: dict[str, tuple[Any, ...]], name: str) -> tuple[Any, ...] | None:
-    return seen[name][2:6] if name in seen else None
 
 
 @contextmanager

@@ -12,14 +12,12 @@ A session file is found by its name, wherever below `sessions/` people moved it.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
 from ollama_prompt import clock
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from ollama_prompt.errors import StoreWriteFailed
 
 SUFFIX = ".jsonl"
 
@@ -64,15 +62,18 @@ class Layout:
         return os.path.join(self.locks, name + ".lock")
 
     def make(self, folder: str | None = None) -> None:
-        """Make the store, and `folder` in it, where they are missing. Raises OSError."""
-        if not os.path.isdir(self.locks):
-            os.makedirs(self.home, 0o700, exist_ok=True)
-            for made in (self.sessions, self.locks):
-                os.makedirs(made, 0o700, exist_ok=True)
-            self._write_once(".gitignore", GITIGNORE)
-            self._write_once(".gitattributes", GITATTRIBUTES)
-        if folder and not os.path.isdir(folder):
-            os.makedirs(folder, 0o700, exist_ok=True)
+        """Make the store, and `folder` in it, where they are missing. Raises `StoreWriteFailed`."""
+        try:
+            if not os.path.isdir(self.locks):
+                os.makedirs(self.home, 0o700, exist_ok=True)
+                for made in (self.sessions, self.locks):
+                    os.makedirs(made, 0o700, exist_ok=True)
+                self._write_once(".gitignore", GITIGNORE)
+                self._write_once(".gitattributes", GITATTRIBUTES)
+            if folder and not os.path.isdir(folder):
+                os.makedirs(folder, 0o700, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(error) from error
 
     def _write_once(self, name: str, text: str) -> None:
         with (
@@ -99,32 +100,20 @@ class Layout:
 
     def everywhere(self, session_id: str) -> list[str]:
         """Files of this session anywhere below `sessions`."""
-        return [entry.path for id_, entry in walk(self.sessions) if id_ == session_id]
+        found = []
+        for folder, folders, names in os.walk(self.sessions):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found += [os.path.join(folder, name) for name in names if name.lower() == session_id + SUFFIX]
+        return [path for path in found if os.path.isfile(path) and not os.path.islink(path)]
 
 
-def walk(folder: str, unreadable: list[tuple[str, str]] | None = None) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Every session file below a folder: (session id, entry).
-
-    A folder that cannot be read raises OSError, or is noted in `unreadable` as (path, reason).
-    """
-    folders = [folder]
-    while folders:
-        folder = folders.pop()
-        try:
-            entries = os.scandir(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            if unreadable is None:
-                raise
-            unreadable.append((folder, f"cannot be read: {error.strerror}"))
-            continue
-        with entries:
-            for entry in entries:
-                name = entry.name
-                if name.endswith(SUFFIX) and len(name) == 36 + len(SUFFIX):
-                    id_ = clock.parse_id(name[:36])
-                    if id_ is not None and entry.is_file(follow_symlinks=False):
-                        yield id_, entry
-                elif not name.startswith(".") and entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
+def cannot_write(error: OSError, session_id: str | None = None) -> StoreWriteFailed:
+    """An error of the operating system as ours, with what to do about it."""
+    where = f" {error.filename}" if error.filename else ""
+    elsewhere = "OLLAMA_PROMPT_HOME moves the store, --no-session does without"
+    hint = {
+        errno.ENOSPC: "the disk is full: make room and ask again",
+        errno.EDQUOT: "the disk quota is used up: make room and ask again",
+        errno.EROFS: f"the file system is read-only; {elsewhere}",
+    }.get(error.errno or 0, elsewhere)
+    return StoreWriteFailed(f"cannot write{where}: {error.strerror or error}", hint=hint, session_id=session_id)

@@ -22,12 +22,10 @@ def as_json(data: dict[str, Any]) -> str:
     return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
 
 
-def listing_as_json(data: dict[str, Any]) -> str:
+def listing_as_json(lines: list[str], total: int) -> str:
     """The listing, one session a line."""
-    encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
-    lines = ",\n".join(map(encode, data["sessions"]))
-    sessions = f"[\n{lines}\n]" if lines else "[]"
-    return f'{{"sessions": {sessions},\n"total": {data["total"]}}}\n'
+    sessions = "[\n" + ",\n".join(lines) + "\n]" if lines else "[]"
+    return f'{{"sessions": {sessions},\n"total": {total}}}\n'
 
 
 def error_as_json(error: OllamaPromptError) -> str:
@@ -47,14 +45,16 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
 
 
-def listing_as_text(data: dict[str, Any]) -> str:
+def listing_as_text(lines: list[str]) -> str:
     """The listing as a table."""
-    rows = [
-        (item["session_id"], item["last_used"] or "", str(item["message_count"]), item["model_name"] or "",
-         visible(item["title"] or "").replace("\n", " "))
-        for item in data["sessions"]
-    ]  # fmt: skip
+    rows = [_listed(json.loads(line)) for line in lines]
     return _table(("SESSION", "LAST USED", "MESSAGES", "MODEL", "TITLE"), rows)
+
+
+def _listed(item: dict[str, Any]) -> tuple[str, ...]:
+    title = visible(item["title"] or "").replace("\n", " ")
+    model = visible(item["model_name"] or "")
+    return item["session_id"], item["last_used"] or "", str(item["message_count"]), model, title
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -84,8 +84,8 @@ def _message_as_text(message: dict[str, Any]) -> str:
 
 def purge_as_text(data: dict[str, Any]) -> str:
     """What a purge did."""
-    skipped = "".join(f"in use: {id_}\n" for id_ in data["skipped"])
-    return "".join(f"{id_}\n" for id_ in data["sessions"]) + skipped + data["message"] + "\n"
+    lines = [*data["sessions"], *(f"in use: {id_}" for id_ in data["skipped"]), data["message"]]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def check_as_text(data: dict[str, Any]) -> str:

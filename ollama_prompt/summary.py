@@ -85,6 +85,18 @@ class Summary:
         """The state from which `resume` goes on."""
         return {key: getattr(self, key) for key in SAVED}
 
+    def listed(self) -> dict[str, Any]:
+        """The session in a listing, without its path; times in whole seconds."""
+        return {
+            "session_id": self.session_id,
+            "model_name": self.settings.get("model"),
+            "created_at": clock.whole_seconds(self.created_at or clock.time_of_id(self.session_id)),
+            "last_used": clock.whole_seconds(self.last_used),
+            "message_count": self.message_count,
+            "context_tokens": self.context_tokens,
+            "title": self.settings.get("title") or self.title,
+        }
+
     def add(self, record: Record) -> bool:
         """Fold one record in; False for a repeat, which changes nothing.
 

@@ -153,8 +153,9 @@ class _Turn:
 
     def _store_answer(self, final: dict[str, Any], plan: Plan) -> None:
         if self.held:
+            changed = self._changed_settings(self.held.settings)
             answer = self._answer(final, final.get("done_reason"), plan.record())
-            self.held.store_answer([*self._changed_settings(self.held.settings), answer])
+            self.held.store_answer([*changed, answer])
 
     def _keep_rest(self, done_reason: str) -> None:
         """Keep the prompt, and what came of an answer that broke off."""

@@ -1,0 +1,221 @@
+"""Every session file and what the index knows of it, brought into agreement.
+
+    entries()  ≡  what reading every file would give, whatever happened to files and index in between
+
+Each file's stamp is compared with its row; what differs is read, and the index told. When the index
+cannot be had, because it is not ours, read-only or locked for two seconds, the same answer is made from
+the files alone.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+
+from ollama_prompt import clock
+from ollama_prompt.errors import StoreError, StoreUnreadable, StoreWriteFailed
+from ollama_prompt.index import BUSY_SECONDS, Index, IndexUnusable, Row, is_young, read_time_ns
+from ollama_prompt.layout import SUFFIX, Layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+    from ollama_prompt.index import Entry
+    from ollama_prompt.session_file import Reading
+
+    Lock = Callable[[float], AbstractContextManager[None]]
+
+FOREIGN_HINT = "move it away, or let OLLAMA_PROMPT_DB_PATH name another place for the index"
+_NAME_LENGTH = 36 + len(SUFFIX)
+
+
+class Catalogue:
+    """The files of one store and their index. `lock` locks the index for changes of many rows."""
+
+    def __init__(self, layout: Layout, lock: Lock, note: Callable[[str], None]) -> None:
+        self.layout = layout
+        self.index = Index(layout.index, os.path.join(layout.locks, "index.made"))
+        self._lock = lock
+        self._note = note
+
+    def entries(self) -> list[Entry]:
+        """Every file as it is listed, newest use first; the index is brought up to date."""
+        try:
+            known = self.index.entries(self.layout.sessions + os.sep)
+        except IndexUnusable as error:
+            return self._without_index(error.state)
+        stale, gone = self.differences(known)
+        if not stale and not gone:
+            return known
+        try:
+            with self._lock(BUSY_SECONDS):
+                return self._refresh()
+        except (StoreError, IndexUnusable):
+            return self._merged(known, *self.differences(known))[0]
+
+    def rebuild(self, lock_timeout: float) -> int:
+        """Throw the index away and build it again; the number of sessions. Raises `StoreError`s."""
+        if self.index.state() == "foreign":
+            raise StoreUnreadable(f"{self.index.path} is not an index of ollama-prompt", hint=FOREIGN_HINT)
+        if not os.path.isdir(self.layout.sessions):
+            return 0
+        self.layout.make()
+        with self._lock(lock_timeout):
+            rows = self.read_files(self.files())
+            try:
+                self.index.rebuild(rows)
+            except IndexUnusable as error:
+                raise StoreWriteFailed(f"cannot write the index {self.index.path}: {error.__cause__}") from error
+        return len({row.session_id for row in rows})
+
+    def forget(self, session_ids: list[str]) -> None:
+        """Drop the rows of sessions that were removed; the next listing does what cannot be done now."""
+        with suppress(IndexUnusable, StoreError):
+            if self.index.state() == "ok":
+                with self._lock(BUSY_SECONDS):
+                    self.index.remove(session_ids)
+
+    def state(self, rows: list[Row]) -> str:
+        """The state of the index, given what reading every file gave."""
+        state = self.index.state()
+        if state not in {"ok", "old"}:
+            return state
+        try:
+            known = {entry[0]: entry for entry in self.index.entries(self.layout.sessions + os.sep)}
+        except IndexUnusable as error:
+            return "stale" if state == "old" or error.state == "busy" else error.state
+        fresh = {row.path: row.entry(self.layout.sessions + os.sep) for row in rows}
+        # The sixth value says that the file was read young, which makes no row wrong.
+        same = known.keys() == fresh.keys() and all(
+            entry[:5] + entry[6:] == fresh[path][:5] + fresh[path][6:] for path, entry in known.items()
+        )
+        return "ok" if same else "stale"
+
+    def warn(self, unusable: IndexUnusable) -> None:
+        """Say that a file which is not ours lies where the index belongs."""
+        if unusable.state == "foreign":
+            self._note(f"{self.index.path} is not an index of ollama-prompt: left untouched; {FOREIGN_HINT}")
+
+    # --- Files ---------------------------------------------------------------------------------
+
+    def files(self) -> list[str]:
+        """Every session file, relative to `sessions`, with /. Raises `StoreUnreadable`."""
+        return self.differences([])[0]
+
+    def differences(self, known: list[Entry]) -> tuple[list[str], list[str]]:
+        """(Files to be read: new, changed or last read young; paths in `known` whose file is gone)."""
+        rows = {entry[0]: entry for entry in known}
+        stale: list[str] = []
+        found = 0
+        for path, status in self._walk():
+            row = rows.get(path)
+            if row is None:
+                if clock.parse_id(path[-_NAME_LENGTH : -len(SUFFIX)]) and stat.S_ISREG(status.st_mode):
+                    stale.append(path)
+                continue
+            found += 1
+            same = row[1] == status.st_size and row[2] == status.st_mtime_ns and row[3] == status.st_ctime_ns
+            if not same or row[4] != status.st_ino or row[5]:
+                stale.append(path)
+        if found == len(rows):
+            return stale, []
+        on_disk = set(self.files())
+        return stale, [path for path in rows if path not in on_disk]
+
+    def _walk(self) -> Iterator[tuple[str, os.stat_result]]:
+        """(Path, status) of everything that has the name of a session. Raises `StoreUnreadable`."""
+        folders = [("", self.layout.sessions)]
+        while folders:
+            prefix, folder = folders.pop()
+            try:
+                entries = os.scandir(folder)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                if not prefix and os.path.lexists(self.layout.home) and not os.path.isdir(self.layout.home):
+                    raise StoreUnreadable(f"{self.layout.home} is no folder") from error
+                continue
+            except OSError as error:
+                raise StoreUnreadable(f"cannot read {folder}: {error.strerror}") from error
+            with entries:
+                for entry in entries:
+                    name = entry.name
+                    if len(name) == _NAME_LENGTH and name.endswith(SUFFIX):
+                        with suppress(FileNotFoundError):
+                            yield prefix + name, entry.stat(follow_symlinks=False)
+                    elif not name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                        folders.append((f"{prefix}{name}/", entry.path))
+
+    def read_file(self, path: str, saved: dict[str, Any] | None = None) -> Reading:
+        """Read one file, given its path relative to `sessions`. Raises `StoreUnreadable`."""
+        from ollama_prompt import session_file
+
+        absolute = self.layout.absolute(path)
+        try:
+            return session_file.read(absolute, id_of(path), saved)
+        except OSError as error:
+            raise StoreUnreadable(f"cannot read {absolute}: {error.strerror or error}") from error
+
+    def read_files(self, paths: list[str], saved: dict[str, dict[str, Any]] | None = None) -> list[Row]:
+        """Read files; one that cannot be read is left out, with a note."""
+        rows = []
+        for path in paths:
+            read_at = read_time_ns()
+            try:
+                reading = self.read_file(path, saved.get(path) if saved else None)
+            except StoreUnreadable as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    self._note(error.message)
+                continue
+            rows.append(Row.of(path, reading, is_young(reading.stamp, read_at)))
+        return rows
+
+    # --- Refreshing ----------------------------------------------------------------------------
+
+    def _refresh(self) -> list[Entry]:
+        """Refresh while nobody else does: what others found before us need not be read again."""
+        known = self.index.entries(self.layout.sessions + os.sep)
+        merged, found, gone = self._merged(known, *self.differences(known))
+        if found or gone:
+            self.index.change(found, gone, {entry[0]: entry[1:5] for entry in known})
+        return merged
+
+    def _merged(
+        self, known: list[Entry], stale: list[str], gone: list[str]
+    ) -> tuple[list[Entry], list[Row], list[str]]:
+        """The entries as they should be; which rows of them are new; which paths are gone."""
+        saved: dict[str, dict[str, Any]] = {}
+        with suppress(IndexUnusable):
+            saved = self.index.saved(stale)
+        found = self.read_files(stale, saved)
+        replaced = {*stale, *gone}
+        kept = [entry for entry in known if entry[0] not in replaced]
+        return self._sorted(kept, found), found, gone
+
+    def _sorted(self, entries: list[Entry], rows: list[Row]) -> list[Entry]:
+        folder = self.layout.sessions + os.sep
+        return sorted([*entries, *(row.entry(folder) for row in rows)], key=_by_use, reverse=True)
+
+    def _without_index(self, state: str) -> list[Entry]:
+        """The entries without an index to ask: built again where it is ours, else from the files alone."""
+        self.warn(IndexUnusable(state))
+        rows: list[Row] | None = None
+        paths = self.files()
+        if state in {"missing", "corrupt"} and paths:
+            with suppress(StoreError, IndexUnusable):
+                self.layout.make()
+                with self._lock(BUSY_SECONDS):
+                    rows = self.read_files(paths)
+                    self.index.rebuild(rows)
+        return self._sorted([], rows if rows is not None else self.read_files(paths))
+
+
+def id_of(path: str) -> str:
+    """The session that a file belongs to: its name."""
+    return path[-_NAME_LENGTH : -len(SUFFIX)].lower()
+
+
+def _by_use(entry: Entry) -> tuple[str, str]:
+    return entry[6], entry[7]
