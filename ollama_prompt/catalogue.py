@@ -10,7 +10,6 @@ the files alone.
 from __future__ import annotations
 
 import os
-import stat
 from contextlib import suppress
 
 from ollama_prompt import clock
@@ -20,7 +19,7 @@ from ollama_prompt.layout import SUFFIX, Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -107,46 +106,51 @@ class Catalogue:
         return self.differences([])[0]
 
     def differences(self, known: list[Entry]) -> tuple[list[str], list[str]]:
-        """(Files to be read: new, changed or last read young; paths in `known` whose file is gone)."""
+        """(Files to be read: new, changed or last read young; paths in `known` whose file is gone).
+
+        The loop that every listing runs for every session: it does nothing but look.
+        """
         rows = {entry[0]: entry for entry in known}
         stale: list[str] = []
         found = 0
-        for path, status in self._walk():
-            row = rows.get(path)
-            if row is None:
-                if clock.parse_id(path[-_NAME_LENGTH : -len(SUFFIX)]) and stat.S_ISREG(status.st_mode):
-                    stale.append(path)
-                continue
-            found += 1
-            same = row[1] == status.st_size and row[2] == status.st_mtime_ns and row[3] == status.st_ctime_ns
-            if not same or row[4] != status.st_ino or row[5]:
-                stale.append(path)
-        if found == len(rows):
-            return stale, []
-        on_disk = set(self.files())
-        return stale, [path for path in rows if path not in on_disk]
-
-    def _walk(self) -> Iterator[tuple[str, os.stat_result]]:
-        """(Path, status) of everything that has the name of a session. Raises `StoreUnreadable`."""
         folders = [("", self.layout.sessions)]
+        for prefix, entries in self._open_folders(folders):
+            for entry in entries:
+                row = rows.get(prefix + entry.name)
+                if row is None:
+                    _sort_out(entry, prefix, stale, folders)
+                    continue
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                found += 1
+                if (
+                    row[2] != status.st_mtime_ns
+                    or row[1] != status.st_size
+                    or row[3] != status.st_ctime_ns
+                    or row[4] != status.st_ino
+                    or row[5]
+                ):
+                    stale.append(row[0])
+        return stale, [] if found == len(rows) else self._gone(rows)
+
+    def _gone(self, rows: Iterable[str]) -> list[str]:
+        there = set(self.files())
+        return [path for path in rows if path not in there]
+
+    def _open_folders(self, folders: list[tuple[str, str]]) -> Iterator[tuple[str, Iterator[os.DirEntry[str]]]]:
+        """Open the folders in the list, which may grow meanwhile, one after the other. Raises `StoreUnreadable`."""
         while folders:
             prefix, folder = folders.pop()
             try:
-                entries = os.scandir(folder)
+                with os.scandir(folder) as entries:
+                    yield prefix, entries
             except (FileNotFoundError, NotADirectoryError) as error:
                 if not prefix and os.path.lexists(self.layout.home) and not os.path.isdir(self.layout.home):
                     raise StoreUnreadable(f"{self.layout.home} is no folder") from error
-                continue
             except OSError as error:
                 raise StoreUnreadable(f"cannot read {folder}: {error.strerror}") from error
-            with entries:
-                for entry in entries:
-                    name = entry.name
-                    if len(name) == _NAME_LENGTH and name.endswith(SUFFIX):
-                        with suppress(FileNotFoundError):
-                            yield prefix + name, entry.stat(follow_symlinks=False)
-                    elif not name.startswith(".") and entry.is_dir(follow_symlinks=False):
-                        folders.append((f"{prefix}{name}/", entry.path))
 
     def read_file(self, path: str, saved: dict[str, Any] | None = None) -> Reading:
         """Read one file, given its path relative to `sessions`. Raises `StoreUnreadable`."""
@@ -214,7 +218,20 @@ class Catalogue:
 
 def id_of(path: str) -> str:
     """The session that a file belongs to: its name."""
-    return path[-_NAME_LENGTH : -len(SUFFIX)].lower()
+    return path[-_NAME_LENGTH : -len(SUFFIX)]
+
+
+def _sort_out(entry: os.DirEntry[str], prefix: str, files: list[str], folders: list[tuple[str, str]]) -> None:
+    """Add an entry that is not in the index to the session files, or to the folders, or to neither.
+
+    Symbolic links are never followed: a store that came by git must not lead out of itself.
+    """
+    name = entry.name
+    if len(name) == _NAME_LENGTH and name.endswith(SUFFIX):
+        if clock.parse_id(id_of(name)) == id_of(name) and entry.is_file(follow_symlinks=False):
+            files.append(prefix + name)
+    elif not name.startswith(".") and entry.is_dir(follow_symlinks=False):
+        folders.append((f"{prefix}{name}/", entry.path))
 
 
 def _by_use(entry: Entry) -> tuple[str, str]:

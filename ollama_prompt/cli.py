@@ -7,6 +7,7 @@ with --debug. Flags are checked before anything heavier than argparse is importe
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -28,6 +29,7 @@ BUG_HINT = "this is a bug in ollama-prompt: please report it, with what --debug 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    gc.disable()  # a process this short ends before collecting pays
     try:
         console.prepare()
         interrupts.install()

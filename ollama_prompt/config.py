@@ -31,7 +31,7 @@ _INTEGER_OPTIONS = {
 _NUMBER_OPTIONS = {
     "frequency_penalty", "min_p", "presence_penalty", "repeat_penalty", "temperature", "top_p", "typical_p",
 }  # fmt: skip
-_DURATION = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|ms|s|m|h))+")
+_DURATION = r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|ms|s|m|h))+"
 _LARGEST_INTEGER = 2**63 - 1
 
 
@@ -309,7 +309,7 @@ def keep_alive(text: str) -> str | int | float:
         return int(text)
     if re.fullmatch(r"[+-]?\d{1,9}\.\d+", text):
         return float(text)
-    if not _DURATION.fullmatch(text):
+    if not re.fullmatch(_DURATION, text):
         raise ValueError("must be a duration like 5m or 1h30m, or a number of seconds")
     return text
 

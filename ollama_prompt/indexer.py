@@ -257,8 +257,10 @@ def _is_unused(last_used: str | None, cutoff: str | None) -> bool:
 
 def _doubles(paths: list[str]) -> list[str]:
     """The files whose session lies in another file too."""
-    ids = [id_of(path) for path in paths]
-    return [path for path, id_ in zip(paths, ids, strict=True) if ids.count(id_) > 1]
+    seen: dict[str, int] = {}
+    for path in paths:
+        seen[id_of(path)] = seen.get(id_of(path), 0) + 1
+    return [path for path in paths if seen[id_of(path)] > 1]
 
 
 def _check_version(reading: Reading, session_id: str) -> None:

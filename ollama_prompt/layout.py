@@ -6,8 +6,8 @@
       locks/<uuid>.lock, index.lock
       .gitignore .gitattributes
 
-A session file is found by its name, wherever below `sessions/` people moved it. Symbolic links below
-`sessions/` are never followed: a store that came by git must not lead out of itself.
+A session file is found by its name, wherever below `sessions/` people moved it. Symbolic links
+below `sessions/` are never followed.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Layout:
         found = []
         for folder, folders, names in os.walk(self.sessions):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [os.path.join(folder, name) for name in names if name.lower() == session_id + SUFFIX]
+            found += [os.path.join(folder, name) for name in names if name == session_id + SUFFIX]
         return [path for path in found if os.path.isfile(path) and not os.path.islink(path)]
 
 
