@@ -120,15 +120,14 @@ class EmbeddedModel:
 
     def _read_head(self) -> gguf.GgufHead:
         if self._head is None:
-            if not os.path.isfile(self._path):
+            if not os.path.isfile(self._path):  # a folder, a pipe: nothing that could be mapped
                 raise ModelNotFound(f"there is no model file {self._path}")
             try:
                 self._head = gguf.read_head(self._path)
             except OSError as error:
                 raise ModelNotFound(f"the model file {self._path} cannot be read: {error.strerror}") from error
             except gguf.NotGguf as error:
-                message = f"{self._path} is not a whole GGUF file: {error}"
-                raise OllamaError(message, hint="download it again", keeps_prompt=False) from error
+                raise OllamaError(f"{self._path} cannot be used: {error}", keeps_prompt=False) from error
         return self._head
 
     def _refuse_unsupported(self, body: dict[str, Any], facts: ModelFacts) -> None:
@@ -151,7 +150,7 @@ class EmbeddedModel:
     def _events(self, question: dict[str, Any], num_ctx: int) -> Iterator[dict[str, Any]]:
         """What llama.cpp says, as it says it. Leaving early, for whatever reason, stops the generation."""
         self._stop()
-        work = self._work = _Work(lambda: self._generate(work, question, num_ctx))
+        work = self._work = _Work(lambda work: self._generate(work, question, num_ctx))
         try:
             while (event := self._next(work)) is not None:
                 yield event
@@ -189,7 +188,7 @@ class EmbeddedModel:
             self._loaded_num_ctx = num_ctx
         work.queue.put({"load_duration": time.monotonic_ns() - begun})
         if not work.stopped.is_set():
-            self._server.handle_chat_completions(question, work.take)
+            _ask(self._server, question, work.take)
 
     def _unload(self) -> None:
         self._server, self._loaded_num_ctx = None, 0
@@ -198,10 +197,10 @@ class EmbeddedModel:
 class _Work:
     """A thread, and the queue of what it says: events, at most one exception, None at the end."""
 
-    def __init__(self, work: Callable[[], None]) -> None:
+    def __init__(self, do: Callable[[_Work], None]) -> None:
         self.queue: SimpleQueue[dict[str, Any] | BaseException | None] = SimpleQueue()
         self.stopped = threading.Event()
-        self._do = work
+        self._do = do
         # A daemon, so that a caller who never calls close() is not kept from ending.
         self.thread = threading.Thread(target=self._run, name="llama.cpp", daemon=True)
         self.thread.start()
@@ -213,7 +212,7 @@ class _Work:
 
     def _run(self) -> None:
         try:
-            self._do()
+            self._do(self)
         except BaseException as error:  # raised again on the other side
             self.queue.put(error)
         self.queue.put(None)
@@ -339,7 +338,7 @@ class _Answer:
         }
 
     def _nanoseconds(self, name: str) -> int:
-        return round(self._timings.get(name, 0) * 1_000_000)
+        return round(float(self._timings.get(name, 0)) * 1_000_000)
 
 
 def _refused(error: dict[str, Any]) -> ModelError:
@@ -350,6 +349,16 @@ def _refused(error: dict[str, Any]) -> ModelError:
     if error.get("type") == "not_supported_error":
         return ModelUnsupported(message)
     return OllamaError(message, keeps_prompt=not (isinstance(code, int) and 400 <= code < 500))
+
+
+def _ask(server: Any, question: dict[str, Any], take: Callable[[dict[str, Any]], bool]) -> None:
+    """Generate until the end or until `take` says stop. What is raised was raised over the question itself
+    (a schema that is none, a template that refuses it), before the first word; the rest are events.
+    """
+    try:
+        server.handle_chat_completions(question, take)
+    except Exception as error:
+        raise OllamaError(f"llama.cpp refuses this: {error}", keeps_prompt=False) from error
 
 
 def _translated(error: BaseException) -> ModelError:

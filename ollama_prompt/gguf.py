@@ -54,8 +54,10 @@ def read_head(path: str) -> GgufHead:
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return GgufHead(_Reader(data).entries())
-    except (struct.error, OverflowError, UnicodeError, ValueError) as error:
-        raise NotGguf(str(error)) from error
+    except (struct.error, OverflowError) as error:
+        raise NotGguf("it is cut off") from error
+    except ValueError as error:  # nothing to map
+        raise error if isinstance(error, NotGguf) else NotGguf("it is empty") from error
 
 
 class _Reader:
@@ -66,7 +68,7 @@ class _Reader:
     def entries(self) -> dict[str, Any]:
         magic, version, _, count = self._take(_HEAD)
         if magic != b"GGUF" or not 2 <= version < 0x10000:
-            raise NotGguf("it does not begin as a GGUF file does")
+            raise NotGguf("it is no GGUF file")
         found = ((self._string(), self._value()) for _ in range(_sane(count)))
         return {key: value for key, value in found if value is not None}
 
