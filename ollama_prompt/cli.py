@@ -75,8 +75,8 @@ def _fail(error: Exception, arguments: list[str]) -> int:
 
 def _wants_text(arguments: list[str]) -> bool:
     """Whether errors are wanted as text, also where the flags could not be parsed."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    return any(pair == ("--output", "text") or pair[0] == "--output=text" for pair in pairs)
+    pairs = zip(arguments, arguments[1:], strict=False)
+    return "--output=text" in arguments or ("--output", "text") in pairs
 
 
 def _ask(flags: Namespace) -> int:
