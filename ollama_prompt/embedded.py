@@ -106,7 +106,7 @@ class EmbeddedModel:
         facts = self.check()
         self._refuse_unsupported(body, facts)
         question, num_ctx = _question(body), self._num_ctx(body, facts)
-        answer = _Answer(self._name)
+        answer = _Answer(self._path)
         for event in self._events(question, num_ctx):
             yield from answer.pieces(event)
         yield answer.end()
