@@ -603,6 +603,7 @@ class Ollama:
         text = '{"ok": true}' if body.get("format") else f"Answer to: {prompt[:60]} (messages: {len(seen)})"
         chat = Chat(name, text=self.state.next_answer(text), prompt_tokens=self.evaluated(seen, window))
         chat.limit((body.get("options") or {}).get("num_predict"))
+        chat.logprobs = bool(body.get("logprobs"))
         if "thinking" in model["capabilities"] and body.get("think", True):
             chat.thinking = self.settings.thinking or ""
         return chat
@@ -621,9 +622,7 @@ class Ollama:
             raise Refusal(400, "the input length exceeds the context length")
         text = f"request ({needed} tokens) exceeds the available context size ({window} tokens)"
         kind = "exceed_context_size_error"
-        raise Refusal(
-            400, nested_error(text + ", try increasing it", kind, n_prompt_tokens=needed, n_ctx=window)
-        )
+        raise Refusal(400, nested_error(text + ", try increasing it", kind, n_prompt_tokens=needed, n_ctx=window))
 
     def evaluated(self, seen: list[Json], window: int) -> int:
         """`prompt_eval_count`; one message that is too large alone is cut in the middle."""
@@ -641,6 +640,7 @@ class Chat:
         self.text = text
         self.thinking = ""
         self.prompt_tokens = prompt_tokens
+        self.logprobs = False
         self.loaded = loaded
         self.reason = loaded or "stop"
 
@@ -677,7 +677,11 @@ class Chat:
     def whole(self) -> Json:
         """The answer as one object."""
         message = {"content": self.text}
-        return self.last(**message, **({"thinking": self.thinking} if self.thinking else {}))
+        whole = self.last(**message, **({"thinking": self.thinking} if self.thinking else {}))
+        if self.logprobs:
+            pieces = [(piece, list(piece.encode())) for piece in tokens(self.text)]
+            whole["logprobs"] = [{"token": text, "logprob": -0.5, "bytes": data} for text, data in pieces]
+        return whole
 
     def chunks(self) -> Iterator[Json]:
         """The answer as a stream."""
@@ -707,9 +711,7 @@ class Gone(Exception):
     """The connection is to be given up without another word."""
 
 
-LOCAL_NAMES = re.compile(
-    r"localhost|127\..*|\[?::1\]?|0\.0\.0\.0|10\..*|192\.168\..*|.*\.(localhost|local|internal)"
-)
+LOCAL_NAMES = re.compile(r"localhost|127\..*|\[?::1\]?|0\.0\.0\.0|10\..*|192\.168\..*|.*\.(localhost|local|internal)")
 METHODS = {
     "/": "GET",
     "/api/version": "GET",
@@ -732,6 +734,7 @@ class Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.state = self.server.state
+        self.entry: Json = {}
         self.ollama = Ollama(self.state)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
@@ -776,7 +779,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def public(self, path: str, raw: bytes) -> None:
         """A request as Ollama gets it."""
-        self.entry: Json = {
+        self.entry = {
             "method": self.command,
             "path": path,
             "headers": {name.lower(): value for name, value in self.headers.items()},
@@ -830,7 +833,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             chat = self.ollama.chat(body)
         except Refusal as refusal:
-            if streamed and "exceed_context_size_error" in (refusal.message or ""):
+            if streamed and re.search("exceed_context_size_error|exceeds the context", refusal.message or ""):
                 # The stream had begun inside the server: only then is the charset missing.
                 self.send_stream(refusal.status, "application/json", [go_json(refusal.body)])
                 return
