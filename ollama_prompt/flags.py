@@ -161,10 +161,10 @@ def _add_general(group: argparse._ArgumentGroup) -> None:
 
 def _action(flags: argparse.Namespace) -> str | None:
     """The action that the flags name; None for asking. Raises `UsageError` for two, or for one with a prompt."""
-    named = [name for name in ACTIONS if getattr(flags, name) not in {None, False}]
+    named = [name for name in ACTIONS if _is_given(getattr(flags, name))]
     if len(named) > 1:
         raise UsageError(f"{_flag(named[0])} and {_flag(named[1])}: one action at a time")
-    asking = [name for name in ASKING_ONLY if getattr(flags, name) not in {None, False}]
+    asking = [name for name in ASKING_ONLY if _is_given(getattr(flags, name))]
     if named and asking:
         raise UsageError(f"{_flag(named[0])} and {_flag(asking[0])} contradict each other")
     if flags.dry_run and flags.purge is None:
@@ -174,6 +174,11 @@ def _action(flags: argparse.Namespace) -> str | None:
     if flags.session_id and flags.no_session:
         raise UsageError("--session-id and --no-session contradict each other")
     return named[0] if named else None
+
+
+def _is_given(value: object) -> bool:
+    """Whether a flag has a value: 0, of --purge 0, is one."""
+    return value is not None and value is not False
 
 
 def _flag(name: str) -> str:

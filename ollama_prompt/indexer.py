@@ -232,11 +232,10 @@ class Indexer:
     def _lock(self, name: str, timeout: float) -> AbstractContextManager[None]:
         from ollama_prompt import locks
 
-        def waiting() -> None:
-            if name != "index":
-                self._note(f"session {name} is in use by another process; waiting for it")
-
-        return locks.hold(self.layout.lock(name), timeout, waiting)
+        path = self.layout.lock(name)
+        if name == "index":
+            return locks.hold(path, timeout)
+        return locks.hold(path, timeout, name, lambda text: self._note(f"{text}; waiting for it"))
 
     def _discard_lock(self, name: str) -> None:
         from ollama_prompt import locks

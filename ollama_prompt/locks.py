@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 
 from filelock import FileLock, Timeout
 
-from ollama_prompt.errors import SessionBusy, StoreWriteFailed
+from ollama_prompt.errors import SessionBusy
+from ollama_prompt.layout import cannot_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,18 +25,22 @@ POLL_SECONDS = 0.05
 
 
 @contextmanager
-def hold(path: str, timeout: float, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock on this file. Waits up to `timeout` seconds; `waiting` is called once if it must.
+def hold(
+    path: str, timeout: float, session_id: str | None = None, waiting: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Hold the lock on this file: of a session, or of the index (None). Waits up to `timeout` seconds.
 
-    Raises `SessionBusy` when the time is over, `StoreWriteFailed` when the lock file cannot be had.
+    `waiting` is told once why, if it must. Raises `SessionBusy` when the time is over, `StoreWriteFailed` when the
+    lock file cannot be had.
     """
     lock = FileLock(path, mode=0o600, poll_interval=POLL_SECONDS)
+    in_use = f"{'the index' if session_id is None else f'session {session_id}'} is in use by another process"
     try:
-        _acquire(lock, timeout, waiting)
+        _acquire(lock, timeout, (lambda: waiting(in_use)) if waiting else None)
     except Timeout:
-        raise SessionBusy("another process is using it") from None
+        raise SessionBusy(in_use, hint="--lock-timeout waits longer", session_id=session_id) from None
     except OSError as error:
-        raise StoreWriteFailed(f"cannot lock {path}: {error.strerror or error}") from None
+        raise cannot_write(error, session_id) from error
     try:
         yield
     finally:
