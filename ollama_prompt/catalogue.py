@@ -1,6 +1,6 @@
 """Every session file and what the index knows of it, brought into agreement.
 
-    entries()  ≡  what reading every file would give, whatever happened to files and index in between
+    rows()  ≡  what reading every file would give, whatever happened to files and index in between
 
 Each file's stamp is compared with its row; what differs is read, and the index told. When the index
 cannot be had, because it is not ours, read-only or locked for two seconds, the same answer is made from
@@ -13,7 +13,7 @@ import os
 from contextlib import suppress
 
 from ollama_prompt import clock
-from ollama_prompt.errors import StoreError, StoreUnreadable, StoreWriteFailed
+from ollama_prompt.errors import SessionBusy, StoreError, StoreUnreadable, StoreWriteFailed
 from ollama_prompt.index import BUSY_SECONDS, Index, IndexUnusable, Row, is_young, read_time_ns
 from ollama_prompt.layout import SUFFIX, Layout
 
@@ -37,24 +37,34 @@ class Catalogue:
 
     def __init__(self, layout: Layout, lock: Lock, note: Callable[[str], None]) -> None:
         self.layout = layout
+        self._folder = layout.sessions + os.sep
         self.index = Index(layout.index, os.path.join(layout.locks, "index.made"))
         self._lock = lock
         self._note = note
 
-    def entries(self) -> list[Entry]:
-        """Every file as it is listed, newest use first; the index is brought up to date."""
+    def listing(self) -> list[bytes]:
+        """Every session once, as its line of the listing in JSON, newest use first."""
         try:
-            known = self.index.entries(self.layout.sessions + os.sep)
+            entries, doubled = self._refreshed()
+            if not doubled:
+                return [entry[-1] for entry in entries]
+        except IndexUnusable:
+            pass
+        return [row.entry(self._folder)[-1] for row in self.rows()]
+
+    def rows(self) -> list[Row]:
+        """The row of every session, newest use first; of several files the one with the most records."""
+        try:
+            self._refreshed()
+            rows = self.index.rows()
         except IndexUnusable as error:
-            return self._without_index(error.state)
-        stale, gone = self.differences(known)
-        if not stale and not gone:
-            return known
-        try:
-            with self._lock(BUSY_SECONDS):
-                return self._refresh()
-        except (StoreError, IndexUnusable):
-            return self._merged(known, *self.differences(known))[0]
+            self.warn(error)
+            rows = self._in_memory()
+        rows.sort(key=lambda row: (-row.record_count, row.path))
+        best: dict[str, Row] = {}
+        for row in rows:
+            best.setdefault(row.session_id, row)
+        return sorted(best.values(), key=lambda row: (row.last_used, row.last_id), reverse=True)
 
     def rebuild(self, lock_timeout: float) -> int:
         """Throw the index away and build it again; the number of sessions. Raises `StoreError`s."""
@@ -64,7 +74,7 @@ class Catalogue:
             return 0
         self.layout.make()
         with self._lock(lock_timeout):
-            rows = self.read_files(self.files())
+            rows = self._read_files(self.files(), {})
             try:
                 self.index.rebuild(rows)
             except IndexUnusable as error:
@@ -84,13 +94,13 @@ class Catalogue:
         if state not in {"ok", "old"}:
             return state
         try:
-            known = {entry[0]: entry for entry in self.index.entries(self.layout.sessions + os.sep)}
+            known = {entry[0]: entry for entry in self.index.entries(self._folder)[0]}
         except IndexUnusable as error:
             return "stale" if state == "old" or error.state == "busy" else error.state
-        fresh = {row.path: row.entry(self.layout.sessions + os.sep) for row in rows}
-        # The sixth value says that the file was read young, which makes no row wrong.
+        fresh = {row.path: row.entry(self._folder) for row in rows}
+        # A size of -1 says that the file was read young, which makes no row wrong.
         same = known.keys() == fresh.keys() and all(
-            entry[:5] + entry[6:] == fresh[path][:5] + fresh[path][6:] for path, entry in known.items()
+            entry[2:] == fresh[path][2:] and entry[1] in {-1, fresh[path][1]} for path, entry in known.items()
         )
         return "ok" if same else "stale"
 
@@ -130,7 +140,6 @@ class Catalogue:
                     or row[1] != status.st_size
                     or row[3] != status.st_ctime_ns
                     or row[4] != status.st_ino
-                    or row[5]
                 ):
                     stale.append(row[0])
         return stale, [] if found == len(rows) else self._gone(rows)
@@ -162,13 +171,13 @@ class Catalogue:
         except OSError as error:
             raise StoreUnreadable(f"cannot read {absolute}: {error.strerror or error}") from error
 
-    def read_files(self, paths: list[str], saved: dict[str, dict[str, Any]] | None = None) -> list[Row]:
-        """Read files; one that cannot be read is left out, with a note."""
+    def _read_files(self, paths: list[str], known: dict[str, Row]) -> list[Row]:
+        """Read files, those in `known` from where they were read to; one that cannot be read is left out."""
         rows = []
         for path in paths:
             read_at = read_time_ns()
             try:
-                reading = self.read_file(path, saved.get(path) if saved else None)
+                reading = self.read_file(path, known[path].saved if path in known else None)
             except StoreUnreadable as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
                     self._note(error.message)
@@ -178,42 +187,46 @@ class Catalogue:
 
     # --- Refreshing ----------------------------------------------------------------------------
 
-    def _refresh(self) -> list[Entry]:
-        """Refresh while nobody else does: what others found before us need not be read again."""
-        known = self.index.entries(self.layout.sessions + os.sep)
-        merged, found, gone = self._merged(known, *self.differences(known))
-        if found or gone:
-            self.index.change(found, gone, {entry[0]: entry[1:5] for entry in known})
-        return merged
+    def _refreshed(self) -> tuple[list[Entry], set[str]]:
+        """What the index has, once it agrees with the files. Raises `IndexUnusable` if it cannot be made to."""
+        try:
+            entries, doubled = self.index.entries(self._folder)
+        except IndexUnusable as error:
+            # Without files there is nothing to make an index for: listing an empty store leaves no trace.
+            if error.state not in {"missing", "corrupt"} or not self.files():
+                raise
+            self._change_locked(self._rebuild)
+            return self.index.entries(self._folder)
+        if not any(self.differences(entries)):
+            return entries, doubled
+        self._change_locked(self._refresh)
+        return self.index.entries(self._folder)
 
-    def _merged(
-        self, known: list[Entry], stale: list[str], gone: list[str]
-    ) -> tuple[list[Entry], list[Row], list[str]]:
-        """The entries as they should be; which rows of them are new; which paths are gone."""
-        saved: dict[str, dict[str, Any]] = {}
+    def _change_locked(self, change: Callable[[], None]) -> None:
+        try:
+            self.layout.make()
+            with self._lock(BUSY_SECONDS):
+                change()
+        except (StoreWriteFailed, SessionBusy) as error:
+            raise IndexUnusable("busy") from error
+
+    def _rebuild(self) -> None:
+        self.index.rebuild(self._read_files(self.files(), {}))
+
+    def _refresh(self) -> None:
+        """Tell the index what has changed; what another process read while we waited need not be read again."""
+        stale, gone = self.differences(self.index.entries(self._folder)[0])
+        known = self.index.at([*stale, *gone])
+        self.index.change(self._read_files(stale, known), gone, known)
+
+    def _in_memory(self) -> list[Row]:
+        """The rows as they should be, when the index cannot be brought there: only what is wrong is read."""
+        known: dict[str, Row] = {}
         with suppress(IndexUnusable):
-            saved = self.index.saved(stale)
-        found = self.read_files(stale, saved)
-        replaced = {*stale, *gone}
-        kept = [entry for entry in known if entry[0] not in replaced]
-        return self._sorted(kept, found), found, gone
-
-    def _sorted(self, entries: list[Entry], rows: list[Row]) -> list[Entry]:
-        folder = self.layout.sessions + os.sep
-        return sorted([*entries, *(row.entry(folder) for row in rows)], key=_by_use, reverse=True)
-
-    def _without_index(self, state: str) -> list[Entry]:
-        """The entries without an index to ask: built again where it is ours, else from the files alone."""
-        self.warn(IndexUnusable(state))
-        rows: list[Row] | None = None
-        paths = self.files()
-        if state in {"missing", "corrupt"} and paths:
-            with suppress(StoreError, IndexUnusable):
-                self.layout.make()
-                with self._lock(BUSY_SECONDS):
-                    rows = self.read_files(paths)
-                    self.index.rebuild(rows)
-        return self._sorted([], rows if rows is not None else self.read_files(paths))
+            known = {row.path: row for row in self.index.rows()}
+        stale, gone = self.differences([row.entry(self._folder) for row in known.values()])
+        wrong = {*stale, *gone}
+        return [*(row for path, row in known.items() if path not in wrong), *self._read_files(stale, known)]
 
 
 def id_of(path: str) -> str:
@@ -232,7 +245,3 @@ def _sort_out(entry: os.DirEntry[str], prefix: str, files: list[str], folders: l
             files.append(prefix + name)
     elif not name.startswith(".") and entry.is_dir(follow_symlinks=False):
         folders.append((f"{prefix}{name}/", entry.path))
-
-
-def _by_use(entry: Entry) -> tuple[str, str]:
-    return entry[6], entry[7]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from itertools import pairwise
 
 from ollama_prompt import config, console, interrupts
 from ollama_prompt import flags as flags_
@@ -75,8 +76,7 @@ def _fail(error: Exception, arguments: list[str]) -> int:
 
 def _wants_text(arguments: list[str]) -> bool:
     """Whether errors are wanted as text, also where the flags could not be parsed."""
-    pairs = zip(arguments, arguments[1:], strict=False)
-    return "--output=text" in arguments or ("--output", "text") in pairs
+    return "--output=text" in arguments or ("--output", "text") in pairwise(arguments)
 
 
 def _ask(flags: Namespace) -> int:
@@ -122,8 +122,10 @@ def _list_sessions(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands, render
 
     lines, total = commands.list_sessions(indexer, flags.limit)
-    as_text = flags.output == "text"
-    console.write(render.listing_as_text(lines) if as_text else render.listing_as_json(lines, total))
+    if flags.output == "text":
+        console.write(render.listing_as_text(lines))
+    else:
+        console.write_bytes(render.listing_as_json(lines, total))
     return 0
 
 

@@ -39,10 +39,10 @@ def ask(
     return take_turn(request, indexer if request.keep else None, connect, sink, note)
 
 
-def list_sessions(indexer: Indexer, limit: int | None) -> tuple[list[str], int]:
+def list_sessions(indexer: Indexer, limit: int | None) -> tuple[list[bytes], int]:
     """Every session, newest use first, as its line of the listing in JSON; and how many there are without `limit`."""
-    entries = indexer.sessions()
-    return [entry[-1] for entry in entries[:limit]], len(entries)
+    lines = indexer.sessions()
+    return lines[:limit], len(lines)
 
 
 def session_info(indexer: Indexer, session_id: str) -> dict[str, Any]:

@@ -10,9 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from ollama_prompt.errors import OutputClosed, OutputFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def prepare() -> None:
@@ -27,11 +31,24 @@ def prepare() -> None:
 
 def write(text: str) -> None:
     """Write to stdout, now. Raises `OutputClosed` or `OutputFailed`."""
+    with _translated():
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def write_bytes(data: bytes) -> None:
+    """Write UTF-8 to stdout, now. Raises `OutputClosed` or `OutputFailed`."""
+    with _translated():
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
     if sys.stdout is None:
         raise OutputFailed("stdout is closed")
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        yield
     except (OSError, ValueError) as error:
         _drop_stdout()
         # Windows reports a reader that went away as an invalid argument.

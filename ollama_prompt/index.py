@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ollama_prompt.session_file import Reading, Stamp
 
-    Entry = tuple[Any, ...]  # path, size, mtime_ns, ctime_ns, inode, young, last_used, last_id, record_count, line
+    Entry = tuple[Any, ...]  # path, size (-1: read it again), mtime_ns, ctime_ns, inode, line of the listing
 
 APPLICATION_ID = 0x6F6C7072  # "olpr"
 SCHEMA_VERSION = 1
@@ -58,10 +58,11 @@ PRAGMA user_version = {SCHEMA_VERSION};
 without what only a later reading needs."""
 
 _ENTRIES = """
-SELECT path, size, mtime_ns, ctime_ns, inode, young, last_used, last_id, record_count, listed || ? || path_json || '"}'
+SELECT path, iif(young, -1, size), mtime_ns, ctime_ns, inode, CAST(listed || ? || path_json || '"}' AS BLOB)
 FROM files ORDER BY last_used DESC, last_id DESC
 """
-_FIND = "SELECT files.*, saved FROM files JOIN readings USING (path) WHERE session_id = ?"
+_DOUBLED = "SELECT session_id FROM files GROUP BY session_id HAVING count(*) > 1"
+_ROWS = "SELECT files.*, saved FROM files JOIN readings USING (path)"
 
 
 class IndexUnusable(Exception):
@@ -105,7 +106,8 @@ class Row:
     def entry(self, folder: str) -> Entry:
         """As `Index.entries` gives it."""
         line = self.listed + path_json(folder) + path_json(self.path) + '"}'
-        return (self.path, *self.stamp, int(self.young), self.last_used, self.last_id, self.record_count, line)
+        size, *rest = self.stamp
+        return (self.path, -1 if self.young else size, *rest, line.encode())
 
     def values(self) -> tuple[Any, ...]:
         """As the table `files` takes it."""
@@ -116,8 +118,13 @@ class Row:
 
 
 def path_json(path: str) -> str:
-    """A path as part of a JSON string, with the separators of this platform."""
-    return json.dumps(path.replace("/", os.sep), ensure_ascii=False)[1:-1]
+    """A path as part of a JSON string, with the separators of this platform.
+
+    A name that is no valid Unicode, which neither SQLite nor UTF-8 takes, is escaped.
+    """
+    path = path.replace("/", os.sep)
+    is_valid = path.isascii() or path.encode("utf-8", "replace").decode() == path
+    return json.dumps(path, ensure_ascii=not is_valid)[1:-1]
 
 
 def is_young(stamp: Stamp, read_at_ns: int) -> bool:
@@ -151,25 +158,31 @@ class Index:
             return "foreign"
         return "ok" if int.from_bytes(head[60:64], "big") == SCHEMA_VERSION else "old"
 
-    def entries(self, folder: str) -> list[Entry]:
-        """All rows as they are listed, newest use first; `folder` goes before their paths.
+    def entries(self, folder: str) -> tuple[list[Entry], set[str]]:
+        """All rows as they are listed, newest use first, and the sessions that lie in more than one file.
 
-        Plain tuples, whose making costs nothing beside reading them. Raises `IndexUnusable`.
+        `folder` goes before the paths. Plain tuples of few values: making them is most of what a long
+        listing costs. Raises `IndexUnusable`.
         """
         with self._reading() as database:
-            return database.execute(_ENTRIES, (path_json(folder),)).fetchall()
+            entries = database.execute(_ENTRIES, (path_json(folder),)).fetchall()
+            return entries, {row[0] for row in database.execute(_DOUBLED)}
+
+    def rows(self) -> list[Row]:
+        """All rows. Raises `IndexUnusable`."""
+        with self._reading() as database:
+            return [_row(values) for values in database.execute(_ROWS)]
 
     def find(self, session_id: str) -> list[Row]:
         """The rows of one session, usually one. Raises `IndexUnusable`."""
         with self._reading() as database:
-            return [_row(values) for values in database.execute(_FIND, (session_id,))]
+            return [_row(values) for values in database.execute(f"{_ROWS} WHERE session_id = ?", (session_id,))]
 
-    def saved(self, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """What was saved for these files. Raises `IndexUnusable`."""
-        query = "SELECT path, saved FROM readings WHERE path = ?"
+    def at(self, paths: Iterable[str]) -> dict[str, Row]:
+        """The rows of these files, as far as there are any. Raises `IndexUnusable`."""
         with self._reading() as database:
-            found = [database.execute(query, (path,)).fetchone() for path in paths]
-            return {row[0]: json.loads(row[1]) for row in found if row}
+            found = [database.execute(f"{_ROWS} WHERE path = ?", (path,)).fetchone() for path in paths]
+            return {row[2]: _row(row) for row in found if row}
 
     def put(self, row: Row) -> None:
         """Keep the row of a file whose session we hold. Makes the index if it is missing. Raises `IndexUnusable`."""
@@ -182,15 +195,16 @@ class Index:
         with self._writing() as database:
             _delete(database, [row for id_ in session_ids for row in database.execute(query, (id_,))])
 
-    def change(self, put: Iterable[Row], gone: Iterable[str], seen: dict[str, Stamp]) -> None:
+    def change(self, put: Iterable[Row], gone: Iterable[str], seen: dict[str, Row]) -> None:
         """Keep what a refresh found, except where another process was faster.
 
-        `seen` holds the stamps in the rows that the refresh started from: a row that has another one now was
-        written by a process that read the file later than we did. Raises `IndexUnusable`.
+        `seen` holds the rows that the refresh started from: one that has another stamp now was written by a
+        process that read the file later than we did. Raises `IndexUnusable`.
         """
+        stamps = {path: row.stamp for path, row in seen.items()}
         with self._writing() as database:
-            kept = [row for row in put if _stamp_now(database, row.path) == seen.get(row.path)]
-            _delete(database, [(path,) for path in gone if _stamp_now(database, path) == seen.get(path)])
+            kept = [row for row in put if _stamp_now(database, row.path) == stamps.get(row.path)]
+            _delete(database, [(path,) for path in gone if _stamp_now(database, path) == stamps.get(path)])
             _insert(database, kept)
 
     def rebuild(self, rows: Iterable[Row]) -> None:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ollama_prompt.held_session import HeldSession
-    from ollama_prompt.index import Entry
     from ollama_prompt.layout import Layout
     from ollama_prompt.records import Record
     from ollama_prompt.session_file import Reading
@@ -107,31 +106,23 @@ class Indexer:
 
     # --- Many sessions -------------------------------------------------------------------------
 
-    def sessions(self) -> list[Entry]:
-        """Every session once, newest use first; the last value of each is its line of the listing as JSON."""
-        entries = self.catalogue.entries()
-        if len({id_of(entry[0]) for entry in entries}) == len(entries):
-            return entries
-        best: dict[str, Entry] = {}
-        for entry in entries:
-            other = best.setdefault(id_of(entry[0]), entry)
-            if (-entry[8], entry[0]) < (-other[8], other[0]):
-                best[id_of(entry[0])] = entry
-        return [entry for entry in entries if best[id_of(entry[0])] is entry]
+    def sessions(self) -> list[bytes]:
+        """Every session as its line of the listing in JSON, newest use first."""
+        return self.catalogue.listing()
 
     def purge(self, days: int, dry_run: bool) -> tuple[list[str], list[str]]:
         """Remove what was last used more than `days` days ago (0: everything): (removed, in use)."""
         cutoff = clock.days_ago(days) if days else None
         removed: list[str] = []
         skipped: list[str] = []
-        for entry in self.sessions():
-            if not _is_unused(entry[6], cutoff):
+        for row in self.catalogue.rows():
+            if not _is_unused(row.last_used, cutoff):
                 continue
             try:
-                if self._purge_one(id_of(entry[0]), cutoff, dry_run):
-                    removed.append(id_of(entry[0]))
+                if self._purge_one(row.session_id, cutoff, dry_run):
+                    removed.append(row.session_id)
             except SessionBusy:
-                skipped.append(id_of(entry[0]))
+                skipped.append(row.session_id)
         if removed and not dry_run:
             self.catalogue.forget(removed)
         return removed, skipped

@@ -22,10 +22,10 @@ def as_json(data: dict[str, Any]) -> str:
     return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
 
 
-def listing_as_json(lines: list[str], total: int) -> str:
-    """The listing, one session a line."""
-    sessions = "[\n" + ",\n".join(lines) + "\n]" if lines else "[]"
-    return f'{{"sessions": {sessions},\n"total": {total}}}\n'
+def listing_as_json(lines: list[bytes], total: int) -> bytes:
+    """The listing, one session a line; in UTF-8, as the index has it."""
+    sessions = b"[\n" + b",\n".join(lines) + b"\n]" if lines else b"[]"
+    return b'{"sessions": %b,\n"total": %d}\n' % (sessions, total)
 
 
 def error_as_json(error: OllamaPromptError) -> str:
@@ -45,7 +45,7 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
 
 
-def listing_as_text(lines: list[str]) -> str:
+def listing_as_text(lines: list[bytes]) -> str:
     """The listing as a table."""
     rows = [_listed(json.loads(line)) for line in lines]
     return _table(("SESSION", "LAST USED", "MESSAGES", "MODEL", "TITLE"), rows)
