@@ -21,7 +21,7 @@ from ollama_prompt.errors import UsageError
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = "11434"
 
-_EXAMPLE = "for example OLLAMA_HOST=http://127.0.0.1:11434"
+_EXAMPLE = "For example OLLAMA_HOST=http://127.0.0.1:11434"
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}", re.ASCII)
 # \w: an underscore is common inside company networks, and names may be non-ASCII.
 _LABEL = re.compile(r"[\w-]{1,63}")
@@ -63,6 +63,11 @@ class Host:
         name = self.host.rstrip(".").lower()
         return name == "localhost" or name.endswith(".localhost") or _is_ipv4(name, first="127.")
 
+    @property
+    def is_plain_loopback(self) -> bool:
+        """Whether no TLS and no proxy can be involved."""
+        return self.scheme == "http" and self.is_local
+
 
 def parse_host(value: str | None) -> Host:
     """The host that OLLAMA_HOST names. Raises UsageError for one that cannot be connected to."""
@@ -91,7 +96,7 @@ def _split_scheme(text: str) -> tuple[str, str, str]:
 
 def _split_port(address: str, default_port: str) -> tuple[str, str]:
     """Host and port; an IPv6 address has a port only behind brackets."""
-    bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::([^:]*))?", address)
+    bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::([^:\[\]]*))?", address)
     if bracketed:
         return bracketed[1], default_port if bracketed[2] is None else bracketed[2]
     if address.count(":") == 1:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 import re
-import ssl
 import sys
 import threading
 import time
@@ -72,23 +71,6 @@ _ERRORS_OF_HTTPX = (
     OSError,
     UnicodeError,
 )
-
-
-@contextmanager
-def without_async_backends() -> Iterator[None]:
-    """Keep httpcore, if it is first imported inside, from importing anyio and with it asyncio.
-
-    A client that never awaits needs neither; together they are a tenth of a start. Only a process that
-    is ours alone may do this: async use of httpx would fail in it afterwards.
-    """
-    hidden = [name for name in ("anyio", "trio") if name not in sys.modules]
-    for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # the documented way to make an import fail
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
 
 
 # -- names ---------------------------------------------------------------------------------------------
@@ -303,7 +285,7 @@ class Ollama:
                 f"the certificate of {where} cannot be trusted: {reason}",
                 hint="SSL_CERT_FILE names a file of certificates to trust.",
             )
-        if self._host.scheme == "https" and isinstance(_root_cause(error), ssl.SSLError):
+        if self._host.scheme == "https" and _is_about_tls(error):
             return OllamaUnreachable(
                 f"{where} does not speak TLS: {error}", hint="Is it http:// that OLLAMA_HOST should say?"
             )
@@ -404,8 +386,7 @@ class Ollama:
 
     def _may_start(self) -> bool:
         """Only plain Ollama on this machine; what lies behind https or a path is something else."""
-        host = self._host
-        return self._serve and host.is_local and host.scheme == "http" and not host.path and bool(_find_ollama())
+        return self._serve and self._host.is_plain_loopback and not self._host.path and _find_ollama() is not None
 
     def _start(self) -> None:
         """Run `ollama serve` and wait until it answers; several processes may do so at once.
@@ -587,21 +568,34 @@ class _Answer:
 
 
 def _client(host: Host, api_key: str | None) -> httpx.Client:
-    """The HTTP client for this host.
-
-    Loopback is never asked through a proxy. For plain http a context without certificates is enough,
-    and fails closed if it were ever used; loading them takes longer than all the rest of a start.
-    """
-    # Compressed, a stream would arrive in blocks instead of words.
-    headers = {"User-Agent": f"ollama-prompt/{__version__}", "Accept-Encoding": "identity"}
+    """The HTTP client for this host; httpx's own, but for its transport to loopback."""
+    headers = {
+        "User-Agent": f"ollama-prompt/{__version__}",
+        "Content-Type": "application/json",
+        "Accept-Encoding": "identity",  # compressed, a stream would arrive in blocks instead of words
+    }
     if api_key:
         if not (api_key.isascii() and api_key.isprintable()):
             raise UsageError("OLLAMA_API_KEY holds characters that no key has")
         headers["Authorization"] = f"Bearer {api_key}"
-    headers["Content-Type"] = "application/json"
+    if host.is_plain_loopback:
+        from ollama_prompt.loopback import Loopback
+
+        return httpx.Client(headers=headers, transport=Loopback(host.host, host.port), trust_env=False)
+    return _client_with_tls(host, headers)
+
+
+def _client_with_tls(host: Host, headers: dict[str, str]) -> httpx.Client:
+    """A client for https and for other machines; loopback is never asked through a proxy.
+
+    For plain http a context without certificates is enough and fails closed if it were ever used:
+    loading them takes longer than the rest of a start.
+    """
+    import ssl
+
     try:
         tls = httpx.create_ssl_context() if host.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        return httpx.Client(headers=headers, verify=tls, trust_env=not host.is_local, follow_redirects=False)
+        return httpx.Client(headers=headers, verify=tls, trust_env=not host.is_local)
     except OSError as error:
         raise UsageError(f"SSL_CERT_FILE or SSL_CERT_DIR cannot be used: {error}") from error
     except (ValueError, ImportError, httpx.InvalidURL) as error:
@@ -657,10 +651,12 @@ def _context_length(show: dict[str, Any]) -> int | None:
     return next(filter(None, others), None) or _positive(beside) or _positive(show.get("context_length"))
 
 
-def _root_cause(error: BaseException) -> BaseException:
+def _is_about_tls(error: BaseException) -> bool:
+    import ssl
+
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    return error
+    return isinstance(error, ssl.SSLError)
 
 
 def _find_ollama() -> str | None:
