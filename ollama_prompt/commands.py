@@ -30,11 +30,14 @@ def ask(
 
             return EmbeddedModel(name, deadline=deadline, note=note)
         from ollama_prompt.host import parse_host
-        from ollama_prompt.ollama import Ollama
+        from ollama_prompt.lean import lean_imports
 
         host = parse_host(environ.get("OLLAMA_HOST"))
         api_key = environ.get("OLLAMA_API_KEY") or None
-        return Ollama(host, name, api_key=api_key, deadline=deadline, serve=request.serve, note=note)
+        with lean_imports(host):
+            from ollama_prompt.ollama import Ollama
+
+            return Ollama(host, name, api_key=api_key, deadline=deadline, serve=request.serve, note=note)
 
     return take_turn(request, indexer if request.keep else None, connect, sink, note)
 
