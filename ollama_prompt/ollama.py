@@ -58,6 +58,8 @@ METADATA_LIMIT = 30.0  # seconds for an answer that needs no model
 START_LIMIT = 30.0  # seconds for `ollama serve` to answer
 BUSY_LIMIT = 60.0  # seconds for which a busy server is asked again
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
+LAST_CHANCE = 0.5  # seconds before the deadline at which a busy server is asked for the last time
+LAST_PAUSE = 0.1  # seconds before the end when it is asked for the last time
 POLL = 0.05  # seconds between two looks for a server that starts
 
 _OVERFLOW = re.compile(r"request \((\d+) tokens\) exceeds the available context size \((\d+) tokens\)")
@@ -69,7 +71,8 @@ _ERRORS_OF_HTTPX = (
     httpx.StreamError,
     httpx.CookieConflict,
     OSError,
-    UnicodeError,
+    UnicodeError,  # a host name that cannot be encoded
+    OverflowError,  # a proxy's port that is none
 )
 
 
@@ -162,7 +165,7 @@ class Ollama:
 
     def chat(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Ask, and yield the chunks as they arrive; the last one has `done`."""
-        content = orjson.dumps({"model": self._model, **body, "stream": True})
+        content = orjson.dumps({**body, "model": self._model, "stream": True})
         with self._open_chat(content) as (response, alarm), self._translated(alarm):
             for line in _lines(response):
                 chunk = self._chunk(line)
@@ -191,9 +194,9 @@ class Ollama:
     def _is_named(self, name: object) -> bool:
         return isinstance(name, str) and same_model(name, self._model)
 
-    def _ask(self, method: str, path: str, content: bytes | None = None, limit: float = METADATA_LIMIT) -> _Answer:
-        """One small question and its whole answer, within `limit` seconds or what is left."""
-        with self._open(method, path, content, limit) as (response, alarm), self._translated(alarm):
+    def _ask(self, method: str, path: str, content: bytes | None = None, limit: float | None = None) -> _Answer:
+        """One small question and its whole answer, within METADATA_LIMIT or what is left."""
+        with self._open(method, path, content, limit or METADATA_LIMIT) as (response, alarm), self._translated(alarm):
             data = response.read()
             alarm.check()
             return _Answer(response.status_code, response.headers, data)
@@ -268,7 +271,7 @@ class Ollama:
         if isinstance(error, (httpx.ProxyError, httpx.UnsupportedProtocol)):
             hint = "See the variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY."
             return OllamaUnreachable(f"Ollama at {where} cannot be reached: {said}", hint=hint)
-        if isinstance(error, (httpx.InvalidURL, httpx.LocalProtocolError, UnicodeError)):
+        if isinstance(error, (httpx.InvalidURL, httpx.LocalProtocolError, UnicodeError, OverflowError)):
             return OllamaError(f"no request can be sent to {where}: {said}", keeps_prompt=False)
         if isinstance(error, (httpx.DecodingError, httpx.StreamError)):
             return OllamaError(f"the answer from {where} cannot be read: {said}", hint=self._hint_host())
@@ -486,12 +489,14 @@ class _Pauses:
             self.begun = True
             self._end = now + BUSY_LIMIT
             if self._deadline is not None:
-                self._end = min(self._end, self._deadline)
-        if now >= self._end:
+                self._end = min(self._end, self._deadline - LAST_CHANCE)
+        # The last time it is asked a little before the end: past the deadline it could only be a timeout.
+        left = self._end - now - LAST_PAUSE
+        if left <= 0:
             raise OllamaBusy(f"Ollama is busy: {answer.said}", hint="Ask again later.")
         wish = answer.retry_after() or self._next
         self._next = min(self._next * 2, LONGEST_PAUSE)
-        time.sleep(min(wish, LONGEST_PAUSE, self._end - now))
+        time.sleep(min(wish, LONGEST_PAUSE, left))
 
 
 class _Answer:
