@@ -97,7 +97,11 @@ def _ask(flags: Namespace) -> int:
         raise
     finally:
         sink.close()
-    sink.end(render.as_json(turn))
+    try:
+        sink.end(render.as_json(turn))
+    except OutputFailed as error:
+        error.session_id = turn.get("session_id")
+        raise
     return 0
 
 

@@ -141,8 +141,8 @@ def read_prompt(flags: Namespace) -> str:
     prompt = _named_prompt(flags)
     if prompt is None:
         prompt = _piped_prompt()
-    elif flags.stdin:
-        prompt = f"{prompt}\n\n{_without_last_newline(_stdin())}"
+    elif flags.stdin and (piped := _piped_prompt()):
+        prompt = f"{prompt}\n\n{piped}"
     if not prompt.strip():
         raise UsageError("the prompt is empty", hint='say what to ask: ollama-prompt --prompt "…"')
     return prompt

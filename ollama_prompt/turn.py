@@ -20,6 +20,7 @@ from ollama_prompt.errors import (
     IncompleteAnswer,
     Interrupted,
     ModelError,
+    OllamaPromptError,
     OutputClosed,
     OutputFailed,
 )
@@ -97,6 +98,8 @@ class _Turn:
             return self._shown(final)
         except (Interrupted, OutputClosed, OutputFailed) as error:
             self._keep_rest("interrupted")
+            if isinstance(error, OutputFailed):
+                self._name_session(error)
             if isinstance(error, Interrupted):
                 error.turn = self._shown({"done": False, "done_reason": "interrupted"})
             raise
@@ -171,6 +174,10 @@ class _Turn:
         elif self.held and self._is_stored:
             with interrupts.shield(last_step=True):
                 self.held.take_back()
+        self._name_session(error)
+
+    def _name_session(self, error: OllamaPromptError) -> None:
+        """Say where what was stored can be found, if anything was."""
         if self.held and self.held.path:
             error.session_id = self.held.session_id
 

@@ -54,6 +54,12 @@ class Result:
         return [json.loads(line) for line in self.stdout.splitlines()]
 
 
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, with the bytes of files; empty if the folder does not exist."""
+    found = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in found}
+
+
 @pytest.fixture(scope="session")
 def standin() -> Iterator[StandIn]:
     """One stand-in for all tests of this process; tests take `ollama`."""
@@ -134,9 +140,7 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     ) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ollama_prompt", *args]
         where, with_env = cwd or tmp_path, environment | (env or {})
-        process = subprocess.Popen(
-            command, cwd=where, env=with_env, stdin=stdin, stdout=stdout, stderr=stderr
-        )
+        process = subprocess.Popen(command, cwd=where, env=with_env, stdin=stdin, stdout=stdout, stderr=stderr)
         running.append(process)
         return process
 
