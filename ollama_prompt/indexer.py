@@ -44,7 +44,11 @@ class Indexer:
 
         self.locate(session_id)  # before its lock is made: an unknown id leaves no trace
         with self._lock(session_id, lock_timeout):
-            path, reading, indexed = self._read_for_turn(session_id)
+            try:
+                path, reading, indexed = self._read_for_turn(session_id)
+            except SessionNotFound:
+                self._discard_lock(session_id)  # deleted while we waited: its lock was made anew by waiting
+                raise
             _check_version(reading, session_id)
             if reading.summary.damage_count:
                 self._note(f"{reading.summary.damage_count} damaged lines are left out; --check tells which")
