@@ -41,6 +41,7 @@ class Catalogue:
         self.index = Index(layout.index, os.path.join(layout.locks, "index.made"))
         self._lock = lock
         self._note = note
+        self._has_warned = False
 
     def listing(self) -> list[bytes]:
         """Every session once, as its line of the listing in JSON, newest use first."""
@@ -105,8 +106,9 @@ class Catalogue:
         return "ok" if same else "stale"
 
     def warn(self, unusable: IndexUnusable) -> None:
-        """Say that a file which is not ours lies where the index belongs."""
-        if unusable.state == "foreign":
+        """Say, once, that a file which is not ours lies where the index belongs."""
+        if unusable.state == "foreign" and not self._has_warned:
+            self._has_warned = True
             self._note(f"{self.index.path} is not an index of ollama-prompt: left untouched; {FOREIGN_HINT}")
 
     # --- Files ---------------------------------------------------------------------------------

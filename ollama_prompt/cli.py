@@ -163,7 +163,7 @@ def _reindex(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands
 
     data = commands.reindex(indexer, flags.lock_timeout)
-    return _print(data, flags, lambda data: f"{data['sessions']} sessions in the index\n")
+    return _print(data, flags, lambda data: f"sessions in the index: {data['sessions']}\n")
 
 
 _ACTIONS = {

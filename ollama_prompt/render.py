@@ -91,4 +91,4 @@ def purge_as_text(data: dict[str, Any]) -> str:
 def check_as_text(data: dict[str, Any]) -> str:
     """What a check found."""
     lines = [f"{visible(item['path'])}:{item['line'] or 0}: {visible(item['reason'])}\n" for item in data["damage"]]
-    return "".join(lines) + f"{data['sessions']} sessions, {len(lines)} damaged places, index {data['index']}\n"
+    return "".join(lines) + f"sessions: {data['sessions']}, damaged places: {len(lines)}, index: {data['index']}\n"

@@ -1,0 +1,250 @@
+"""Wrong flags, impossible values: exit 2, a message that names the culprit, and nothing done."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import tree
+from stores import fail, new_id, succeed
+
+from ollama_prompt import __version__, config, flags
+from ollama_prompt.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Run, Start
+    from standin import StandIn
+
+ID = new_id(1)
+
+CONTRADICTIONS = [
+    ("-p", "x", "--prompt-file", "f"),
+    ("-p", "x", "--session-id", ID, "--no-session"),
+    ("-p", "x", "--system", "a", "--system-file", "f"),
+    ("-p", "x", "--num-ctx", "1024", "--option", "num_ctx=2048"),
+    ("-p", "x", "--list-sessions"),
+    ("--prompt", "", "--list-sessions"),
+    ("--prompt-file", "f", "--check"),
+    ("--stdin", "--check"),
+    ("--session-id", ID, "--list-sessions"),
+    ("--no-session", "--list-sessions"),
+    ("--title", "t", "--reindex"),
+    ("--list-sessions", "--check"),
+    ("--purge", "0", "--delete", ID),
+    ("--session-info", ID, "--reindex"),
+    ("--dry-run", "--list-sessions"),
+    ("-p", "x", "--dry-run"),
+    ("--limit", "1", "--check"),
+    ("-p", "x", "--limit", "1"),
+]
+WRONG_VALUES = [
+    ("-p", ""),
+    ("-p", " \n\t"),
+    ("-p",),
+    ("-p", "x", "--session-id", "zzz"),
+    ("-p", "x", "--session-id", ID[:-1]),
+    ("-p", "x", "--session-id", ""),
+    ("--session-info", "../../etc/passwd"),
+    ("--delete", "last"),
+    ("-p", "x", "--model", " "),
+    ("-p", "x", "--temperature", "hot"),
+    ("-p", "x", "--temperature", "nan"),
+    ("-p", "x", "--temperature", "inf"),
+    ("-p", "x", "--temperature", "-0.1"),
+    ("-p", "x", "--max-tokens", "0"),
+    ("-p", "x", "--max-tokens", "1.5"),
+    ("-p", "x", "--max_tokens", "99999999999999999999"),
+    ("-p", "x", "--max-context-tokens", "0"),
+    ("-p", "x", "--max-context-tokens", "1e4"),
+    ("-p", "x", "--num-ctx", "-1"),
+    ("-p", "x", "--option", "num_ctx=0"),
+    ("-p", "x", "--option", "seed"),
+    ("-p", "x", "--option", "=1"),
+    ("-p", "x", "--option", "seed=1.5"),
+    ("-p", "x", "--option", "top_p=high"),
+    ("-p", "x", "--keep-alive", "soon"),
+    ("-p", "x", "--keep-alive", "5 m"),
+    ("-p", "x", "--keep-alive", ""),
+    ("-p", "x", "--timeout", "0"),
+    ("-p", "x", "--timeout", "-1"),
+    ("-p", "x", "--timeout", "5m"),
+    ("-p", "x", "--lock-timeout", "-1"),
+    ("-p", "x", "--output", "xml"),
+    ("-p", "x", "--prompt-file", "no such file"),
+    ("--prompt-file", "no such file"),
+    ("--prompt-file", "."),
+    ("-p", "x", "--system-file", "no such file"),
+    ("--purge", "-1"),
+    ("--purge", "x"),
+    ("--purge",),
+    ("--list-sessions", "--limit", "-1"),
+    ("--bogus",),
+    ("hello", "there"),
+    ("--list-session",),
+    ("--list-sessions", "extra"),
+    ("-c",),
+]
+
+
+def parse(arguments: tuple[str, ...]) -> None:
+    """As much as is checked before anything is imported, stored or sent."""
+    parsed = flags.parse(arguments)
+    if parsed.action is None:
+        config.Request(parsed, {}, config.read_prompt(parsed))
+
+
+@pytest.mark.parametrize("arguments", [*CONTRADICTIONS, *WRONG_VALUES], ids=" ".join)
+def test_is_a_usage_error(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(arguments)
+    assert caught.value.message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-p", "x", "--temperature", "0", "--max-tokens", "-1", "--timeout", "0.5", "--lock-timeout", "0"),
+        ("-p", "x", "--keep-alive", "-1"),
+        ("-p", "x", "--keep-alive", "1h30m"),
+        ("-p", "x", "--keep-alive=-5m"),
+        ("-p", "x", "--num-ctx", "2048", "--option", "num_ctx=2048"),
+        ("-p", "-x is no flag here"),
+        ("--prompt=--purge", "--no-session"),
+        ("-p", "x", "--title", ""),
+        ("-p", "x", "--system", ""),
+        ("--list-sessions", "--model", "m", "--temperature", "0", "--num-ctx", "1"),
+        ("--session-info", ID.upper()),
+        ("--delete", f" {ID} "),
+    ],
+    ids=" ".join,
+)
+def test_is_no_usage_error(arguments: tuple[str, ...]) -> None:
+    parse(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--bogus",), "--bogus"),
+        (("hello",), "hello"),
+        (("-p", "x", "--temperature", "hot"), "--temperature"),
+        (("-p", "x", "--system", "a", "--system-file", "f"), "--system-file"),
+        (("--prompt-file", "no such file"), "no such file"),
+        (("--list-sessions", "--check"), "--check"),
+    ],
+)
+def test_a_usage_error_as_json(
+    run: Run, ollama: StandIn, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    before = tree(tmp_path)
+    result = run(*arguments)
+    error = fail(result, "usage", 2)
+    assert list(error) == [key for key in ("error", "code", "hint") if key in error]
+    assert said in error["error"]
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert ollama.requests() == []
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("output", [("--output", "text"), ("--output=text",)])
+def test_a_usage_error_as_text(run: Run, output: tuple[str, ...]) -> None:
+    result = run("--bogus", *output)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == ("error: unrecognized arguments: --bogus\nhint: ollama-prompt --help shows all flags\n")
+
+
+def test_a_prompt_without_its_flag(run: Run) -> None:
+    assert "--prompt" in fail(run("What is this?"), "usage", 2)["hint"]
+
+
+@pytest.mark.parametrize("piped", [b"", b"\n", b" \r\n", b"\xef\xbb\xbf", b"\xff\xfe"])
+def test_an_empty_stdin_is_no_prompt(run: Run, ollama: StandIn, piped: bytes) -> None:
+    fail(run(input=piped), "usage", 2)
+    assert ollama.requests() == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no bash")
+def test_a_closed_stdin_is_no_prompt(environment: dict[str, str]) -> None:
+    command = ["bash", "-c", f"{sys.executable} -m ollama_prompt <&-"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b'"code": "usage"' in done.stderr
+    with_prompt = ["bash", "-c", f"{sys.executable} -m ollama_prompt -p Hi --no-session <&-"]
+    assert subprocess.run(with_prompt, env=environment, stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OLLAMA_PROMPT_MAX_CONTEXT_TOKENS", "many"),
+        ("OLLAMA_PROMPT_MAX_CONTEXT_TOKENS", "0"),
+        ("OLLAMA_PROMPT_MODEL", " "),
+        ("OLLAMA_HOST", "ftp://127.0.0.1"),
+        ("OLLAMA_HOST", "http://bad host"),
+        ("OLLAMA_API_KEY", "two\nlines"),
+    ],
+)
+def test_an_impossible_variable_is_named(run: Run, home: Path, ollama: StandIn, name: str, value: str) -> None:
+    error = fail(run("-p", "Hi", env={name: value}), "usage", 2)
+    assert name in error["error"]
+    assert ollama.requests() == []
+    assert not home.exists()
+
+
+def test_a_port_that_is_none_is_noted(run: Run) -> None:
+    result = run("-p", "Hi", "--no-session", env={"OLLAMA_HOST": "https://127.0.0.1:x/nowhere"})
+    assert result.returncode == 1
+    note, error = result.stderr.splitlines()
+    assert note.startswith("note: OLLAMA_HOST: 'x' is not a port")
+    assert error.startswith('{"error"'), "the error is the last line"
+
+
+def test_a_flag_beats_a_variable_that_is_impossible(run: Run) -> None:
+    env = {"OLLAMA_PROMPT_MODEL": " ", "OLLAMA_PROMPT_MAX_CONTEXT_TOKENS": "many"}
+    succeed(run("-p", "Hi", "--no-session", "--model", "smollm2", "--max-context-tokens", "100", env=env))
+
+
+def test_a_value_that_looks_like_a_flag(run: Run, ollama: StandIn) -> None:
+    assert '--prompt="-5 degrees"' in fail(run("-p", "--purge"), "usage", 2)["hint"]
+    succeed(run("--prompt=-v", "--no-session"))
+    assert ollama.chats()[0]["messages"][0]["content"] == "-v"
+
+
+def test_version_and_help(run: Run, ollama: StandIn, home: Path) -> None:
+    assert succeed(run("--version")).stdout == f"ollama-prompt {__version__}\n"
+    shown = succeed(run("--help"))
+    assert shown.stdout == run("-h").stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 98
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("60", 58), ("10", 60), ("500", 100), ("", 98)])
+def test_help_is_as_wide_as_the_terminal(run: Run, columns: str, widest: int) -> None:
+    lines = succeed(run("--help", env={"COLUMNS": columns})).stdout.splitlines()
+    # A word longer than the line is not broken; the first lines are laid out by hand.
+    assert all(len(text) <= max(widest, len(text.split()[-1]) + 34) for text in lines[4:] if text), columns
+
+
+def test_help_names_every_flag(run: Run) -> None:
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", run("--help").stdout))
+    declared = {name for action in flags.make_parser()._actions for name in action.option_strings}
+    assert {name for name in declared if name.startswith("--")} <= shown
+
+
+def test_help_into_a_pipe_that_closes(start: Start) -> None:
+    import os
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start("--help", stdout=writer)
+    os.close(writer)
+    assert process.communicate(timeout=30)[1] == b""
+    assert process.returncode == 141
