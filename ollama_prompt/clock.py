@@ -12,7 +12,8 @@ import re
 import time
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
-_TIME = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d\.\d{3}Z", re.ASCII)
+_TIME = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}Z", re.ASCII)
+"""A time in our form; days that not every month has are left to `datetime`."""
 _MONTH = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])", re.ASCII)
 
 _last_tick = 0
@@ -24,9 +25,12 @@ def now() -> str:
 
 
 def format_time(milliseconds: int) -> str:
-    """Unix time in milliseconds → text."""
+    """Unix time in milliseconds → text. Raises ValueError for a year of other than four digits."""
     seconds, rest = divmod(milliseconds, 1000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:03d}Z"
+    moment = time.gmtime(seconds)
+    if not 1000 <= moment.tm_year <= 9999:
+        raise ValueError("a year of other than four digits does not sort as text")
+    return time.strftime("%Y-%m-%dT%H:%M:%S", moment) + f".{rest:03d}Z"
 
 
 def whole_seconds(time: str | None) -> str | None:
@@ -48,7 +52,7 @@ def normal_time(text: object) -> str | None:
         return None
     if _TIME.fullmatch(text):
         return text
-    from datetime import datetime, timezone
+    from datetime import datetime, timedelta, timezone
 
     try:
         # Python 3.10 reads neither a Z nor a fraction of other than 3 or 6 digits.
@@ -56,7 +60,8 @@ def normal_time(text: object) -> str | None:
         moment = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", text))
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=timezone.utc)
-        return format_time(int(moment.timestamp() * 1000))
+        # In whole numbers: as a float, 00.123 s can become 122 ms.
+        return format_time((moment - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(milliseconds=1))
     except (ValueError, OverflowError, OSError):
         return None
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ollama_prompt import index, records, session_file
 from ollama_prompt.errors import StoreUnreadable
@@ -120,8 +120,10 @@ class HeldSession:
         for _ in range(ATTEMPTS):
             path = self._find_again()
             if path is None:
-                self._write_anew(wanted)
-                return
+                with suppress(FileExistsError):  # given back meanwhile: look again
+                    self._write_anew(wanted)
+                    return
+                continue
             untouched = session_file.stamp_at(path) == self._after
             missing = new if untouched else [record for record in wanted if not _is_in(path, record)]
             if self._append_once(path, missing, untouched):
@@ -182,7 +184,7 @@ class HeldSession:
 
 def _is_in(path: str, record: Record) -> bool:
     try:
-        return session_file.contains(path, f'"id":"{record["id"]}"'.encode())
+        return session_file.contains(path, record["id"])
     except FileNotFoundError:
         return False
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x6F6C7072  # "olpr"
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 2.0
+CROWD = 15
+"""How many times `BUSY_SECONDS` a writer waits while it sees others get on."""
 
 TICK_NS = 50_000_000
 """Longer than the clock tick of a local file system (up to 10 ms on Linux)."""
@@ -247,11 +249,29 @@ class Index:
             raise IndexUnusable("corrupt" if state == "old" else state)
         with _translated(), _connected(self.path) as database:
             database.execute("PRAGMA synchronous = NORMAL")
-            database.execute("BEGIN IMMEDIATE")
+            self._begin(database)
             if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 self._make(database)
             yield database
             database.execute("COMMIT")
+
+    def _begin(self, database: sqlite3.Connection) -> None:
+        """Begin to write. Gives up after `BUSY_SECONDS` without a change: a hundred processes at once all get
+        their turn, and one that holds the index for long holds up nobody.
+        """
+        for _ in range(CROWD):
+            before = self._stamp()
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError:
+                if self._stamp() == before:
+                    raise
+        raise IndexUnusable("busy")
+
+    def _stamp(self) -> tuple[int, int]:
+        status = os.stat(self.path)
+        return status.st_size, status.st_mtime_ns
 
     def _make(self, database: sqlite3.Connection) -> None:
         for statement in _SCHEMA.split(";"):

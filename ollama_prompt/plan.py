@@ -138,4 +138,5 @@ class Plan:
             and answer.get("model") == self.settings["model"]
             and self.held.settings.get("system") == self.settings.get("system")
         )
-        return answer.get("prompt_tokens") or 0 if same else 0
+        counted = answer.get("prompt_tokens")
+        return counted if same and isinstance(counted, int) else 0

@@ -36,6 +36,9 @@ SETTINGS: dict[str, type | tuple[type, ...]] = {
 """What a header sets for the session and a later `meta` changes, with the types that are taken."""
 
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
 class DamagedLine(ValueError):
     """A line that is no record; the message is the reason."""
 
@@ -50,14 +53,17 @@ def decode(line: bytes) -> Record:
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        # A crash can leave a run of NUL bytes where a file system had not yet written the data.
-        if b"\0" in line:
-            return decode(line.replace(b"\0", b""))
+        # A crash can leave a run of NUL bytes where a file system had not yet written the data, and some
+        # editors put a byte order mark in front of the header.
+        if (cleaned := line.replace(b"\0", b"").lstrip(_BYTE_ORDER_MARK)) != line:
+            return decode(cleaned)
         raise DamagedLine(f"not JSON: {error.msg}") from None
     if not isinstance(record, dict) or not isinstance(record.get("type"), str):
         raise DamagedLine("not a record: no object with a type")
     if record["type"] == "message" and not _is_message(record):
         raise DamagedLine("a message without role or content")
+    if not isinstance(record.get("id", ""), str):
+        del record["id"]  # written by hand; no record can be named by it
     return record
 
 
@@ -95,7 +101,12 @@ def undo(ids: list[str]) -> Record:
 
 def settings_of(record: Record) -> Record:
     """The settings that a header or meta record carries; values of a wrong type, as by hand, are left out."""
-    return {key: record[key] for key, kind in SETTINGS.items() if key in record and isinstance(record[key], kind)}
+    return {key: record[key] for key, kind in SETTINGS.items() if key in record and _is_a(record[key], kind)}
+
+
+def _is_a(value: object, kind: type | tuple[type, ...]) -> bool:
+    """isinstance, but for true and false, which Python takes for numbers."""
+    return isinstance(value, kind) and (not isinstance(value, bool) or kind == SETTINGS["think"])
 
 
 def undone_ids(record: Record) -> list[str]:

@@ -14,7 +14,9 @@ git sets mtimes and editors keep sizes, but no one sets a ctime.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 import zlib
 from contextlib import contextmanager, suppress
@@ -56,7 +58,10 @@ def stamp_at(path: str) -> Stamp | None:
 
 
 def create(path: str, data: bytes) -> Stamp:
-    """Make a new file with this content, whole and durable before it gets its name. Raises OSError."""
+    """Make a new file with this content, whole and durable before it gets its name.
+
+    Raises OSError, with no file made; FileExistsError if somebody put one there meanwhile.
+    """
     temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
     try:
@@ -65,13 +70,26 @@ def create(path: str, data: bytes) -> Stamp:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.rename(temporary, path)
-    except BaseException:
+        _give_name(temporary, path)
+    finally:
         with suppress(OSError):
             os.unlink(temporary)
+    try:
+        sync_folder(os.path.dirname(path))
+    except BaseException:
+        os.unlink(path)
         raise
-    sync_folder(os.path.dirname(path))
     return stamp_of(os.stat(path))
+
+
+def _give_name(temporary: str, path: str) -> None:
+    """Never in place of another file: a name that was free a moment ago may have been given back by git."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # FAT and some network drives have no links
+        os.rename(temporary, path)
 
 
 def append(path: str, data: bytes) -> tuple[Stamp, bool]:
@@ -150,7 +168,7 @@ def _cut_back(descriptor: int, size: int, data: bytes) -> None:
 def _names(path: str, mine: os.stat_result) -> bool:
     try:
         there = os.stat(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
@@ -222,6 +240,9 @@ def read(path: str, session_id: str, saved: dict[str, Any] | None = None) -> Rea
 def _opened(path: str, buffering: int = LARGE_BLOCK) -> Iterator[BinaryIO]:
     # Not blocking: a FIFO that got the name of a session must not hang the listing.
     descriptor = os.open(path, os.O_RDONLY | _FLAGS | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", path)
     with open(descriptor, "rb", buffering=buffering) as file:
         yield file
 
@@ -258,7 +279,7 @@ def _undone(file: BinaryIO) -> set[str]:
     ids: set[str] = set()
     file.seek(0)
     for line in file:
-        if b'"undo"' in line:
+        if b'"undo"' in line or b"\\u" in line or b"\0" in line:  # other ways to write it
             with suppress(DamagedLine):
                 record = records.decode(line)
                 ids.update(records.undone_ids(record) if record["type"] == "undo" else ())
@@ -281,10 +302,17 @@ def load(path: str, session_id: str) -> tuple[list[Record], Reading]:
     return found, reading
 
 
-def contains(path: str, text: bytes) -> bool:
-    """Whether these bytes occur in one of the file's lines."""
+def contains(path: str, id_: str) -> bool:
+    """Whether a record with this id can be read in the file; a line that was cut behind its id cannot."""
     with _opened(path) as file:
-        return any(text in line for line in file)
+        return any(id_.encode() in line and _id_of(line) == id_ for line in file)
+
+
+def _id_of(line: bytes) -> object:
+    if line.endswith(b"\n"):
+        with suppress(DamagedLine):
+            return records.decode(line).get("id")
+    return None
 
 
 def first_line(path: str) -> bytes:

@@ -173,6 +173,7 @@ class Summary:
         if self._seen is None or not self.undone >= set(ids):
             raise NeedsWholeFile
         self._passed.update(ids)
+        self.max_id = max([self.max_id, *ids])  # one of them that comes later must not be taken for new
 
 
 def _compact(id_: str) -> int | str:

@@ -16,6 +16,8 @@ as something is left out; a changed limit chooses anew.
 
 from __future__ import annotations
 
+from ollama_prompt.records import undone_ids
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -105,7 +107,7 @@ def turns_back(newest_first: Iterable[Record]) -> Iterator[Turn]:
     answers: list[Record] = []
     for record in newest_first:
         if record["type"] == "undo":
-            undone.update(id_ for id_ in record.get("ids") or () if isinstance(id_, str))
+            undone.update(undone_ids(record))
         elif record["type"] != "message" or record.get("id") in undone:
             continue
         elif record["role"] == "assistant":
