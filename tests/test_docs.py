@@ -1,0 +1,295 @@
+"""The docs tell the truth: every flag, code, key, link and module in them exists, and their commands run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from stores import succeed
+from test_imports import MODULES, PACKAGE, own
+
+import ollama_prompt
+from ollama_prompt import errors, flags, records
+from ollama_prompt.clock import new_id
+from ollama_prompt.errors import OllamaPromptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conftest import Run
+    from standin import StandIn
+
+Json = dict[str, Any]
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FLAG = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
+OTHER_PROGRAMS = re.compile(
+    r"^\s*(git|pip|tar|grep|jq|cd|python3) .*$|jq -r|xargs .*$|-(Recurse|Filter|List)\b", re.MULTILINE
+)
+
+
+def text_of(page: Path | str) -> str:
+    path = page if isinstance(page, Path) else ROOT / page
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
+
+
+def rows(page: str) -> Iterator[list[str]]:
+    """The rows of all tables of a page, as cells."""
+    for line in text_of(page).splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def rows_below(page: str, heading: str) -> list[list[str]]:
+    """The rows of the first table under a heading, without its head."""
+    below = text_of(page).partition(f"\n{heading}\n")[2].partition("\n#")[0]
+    lines = [line for line in below.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
+def named(cell: str) -> list[str]:
+    """What a cell has between backticks."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# -- flags -------------------------------------------------------------------------------------------------
+
+
+def declared() -> dict[str, argparse.Action]:
+    return {name: action for action in flags.make_parser()._actions for name in action.option_strings}
+
+
+def documented(page: str) -> dict[str, str]:
+    """Flag → what follows it, for every flag in the first column of a table; where it is first named."""
+    cells = [name for row in rows(page) for name in named(row[0]) if name.startswith("-")]
+    return {cell.partition(" ")[0]: cell.partition(" ")[2] for cell in reversed(cells)}
+
+
+@pytest.mark.parametrize("page", ["docs/cli.md", "README.md"])
+def test_every_flag_has_its_row(page: str) -> None:
+    there = set(documented(page))
+    if page == "README.md":
+        there.add("--max_tokens")  # only another spelling
+    assert there == set(declared())
+
+
+def test_values_are_named_as_in_the_help() -> None:
+    for flag, value in documented("docs/cli.md").items():
+        action = declared()[flag]
+        expected = {action.metavar or ""} | set(action.choices or ())
+        assert value in expected, flag
+
+
+def test_flags_that_are_mentioned_exist() -> None:
+    for page in PAGES:
+        mentioned = set(FLAG.findall(OTHER_PROGRAMS.sub("", text_of(page))))
+        unknown = {flag for flag in mentioned if flag.startswith("--")} - set(declared())
+        assert unknown == set(), page.name
+
+
+def test_the_limits_in_the_docs_are_the_defaults() -> None:
+    defaults = flags.parse(["--list-sessions"])
+    assert defaults.lock_timeout == 600
+    assert "64000 by default" in text_of("docs/cli.md")
+
+
+# -- codes, variables, keys --------------------------------------------------------------------------------
+
+
+def kinds_of_errors() -> list[type[OllamaPromptError]]:
+    found = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    return [kind for kind in found if issubclass(kind, OllamaPromptError)]
+
+
+def codes() -> dict[str, str]:
+    """Error code → exit code, as users meet them."""
+    kinds = [kind for kind in kinds_of_errors() if kind is not errors.OutputClosed]
+    return {kind.code: str(kind.exit_code) for kind in kinds}
+
+
+def test_error_codes() -> None:
+    table = {named(row[0])[0]: row[1] for row in rows_below("docs/cli.md", "## Errors")}
+    assert table == codes()
+
+
+def test_exit_codes() -> None:
+    table = {int(row[0]) for row in rows_below("docs/cli.md", "## Exit codes")}
+    assert table == {0, 130, 143} | {kind.exit_code for kind in kinds_of_errors()}
+
+
+def test_environment_variables() -> None:
+    table = {name for row in rows_below("docs/cli.md", "## Environment") for name in named(row[0])}
+    source = "".join(text_of(path) for path in PACKAGE.glob("*.py"))
+    used = set(re.findall(r'"(OLLAMA_[A-Z_]+)"', source))
+    assert {name for name in table if name.startswith("OLLAMA_")} == used
+
+
+def test_the_turn_in_the_docs_has_the_keys_of_a_turn(run: Run) -> None:
+    shown = json.loads(blocks("docs/cli.md", "json")[0])
+    printed = succeed(run("-p", "Hi")).json
+    assert list(shown) == list(printed)
+    assert list(shown["window"]) == list(printed["window"])
+    window = [named(row[0])[0] for row in rows_below("docs/session-management.md", "## What the model gets to see")]
+    assert window == list(printed["window"])
+
+
+def test_the_keys_of_the_actions(run: Run) -> None:
+    session_id = succeed(run("-p", "Hi")).json["session_id"]
+    table = {row[0]: named(row[1]) for row in rows_below("docs/cli.md", "## Output")}
+    listing = run("--list-sessions").json
+    assert table["`--list-sessions`"] == [*listing, *listing["sessions"][0]]
+    info = run("--session-info", session_id).json
+    assert table["`--session-info`"] == list(info)[len(listing["sessions"][0]) :]
+    assert set(info["messages"][1]) <= set(table["… `messages`"])
+    assert table["`--purge`"][:-2] == list(run("--purge", "30").json)
+    assert table["`--check`"][:3] == ["ok", "sessions", "damage"]
+    assert set(run("--check").json) <= set(table["`--check`"])
+    assert table["`--reindex`"] == list(run("--reindex").json)
+    assert table["`--delete`"] == list(run("--delete", session_id).json)
+
+
+def test_the_records_in_the_docs_are_those_that_are_written() -> None:
+    header, *shown = [json.loads(line) for block in blocks("docs/format.md", "json") for line in block.splitlines()]
+    settings = {"model": "m", "max_context_tokens": 64000}
+    assert list(header) == list(records.header(new_id(), settings))
+    answer = {"model": "m", "prompt_tokens": 1, "tokens": 1, "done_reason": "stop"}
+    made = [
+        records.message("user", ""), records.message("assistant", "", **answer),
+        records.meta({"model": "m"}), records.undo([]),
+    ]  # fmt: skip
+    assert [list(record) for record in shown] == [list(record) for record in made]
+    assert {name for row in rows_below("docs/format.md", "## Lines") for name in named(row[0])} >= {"session", "undo"}
+    assert all(f"`{name}`" in text_of("docs/format.md") for name in records.SETTINGS)
+    assert f"version {records.VERSION}\n" in text_of("docs/format.md")
+
+
+def test_the_changelog_begins_with_this_release() -> None:
+    assert re.findall(r"^## (.+)$", text_of("docs/changelog.md"), re.MULTILINE)[0] == ollama_prompt.__version__
+
+
+# -- modules, links ----------------------------------------------------------------------------------------
+
+
+def drawn() -> Iterator[tuple[int, str]]:
+    """(depth, module) of the picture in design.md."""
+    picture = text_of("docs/design.md").partition("## Modules\n\n")[2].partition("\n\n")[0]
+    for line in picture.splitlines():
+        found = re.match(r"    ([ │├└─]*)(\w+(?:, \w+)*) ", line)
+        assert found, line
+        for name in found[2].split(", "):
+            yield len(found[1]) // 4, name
+
+
+def test_the_picture_has_every_module() -> None:
+    assert sorted(name for _, name in drawn()) == [name for name in MODULES if not name.startswith("__")]
+
+
+def test_the_arrows_in_the_picture_are_real() -> None:
+    above: list[str] = []
+    for depth, name in drawn():
+        del above[depth:]
+        assert not depth or name in own(above[-1]), f"{above[-1]} does not import {name}"
+        above.append(name)
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", text_of(page)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        other = page.parent / name if name else page
+        assert other.is_file(), target
+        assert not anchor or anchor in anchors(other), target
+
+
+def test_the_set_up_commands_exist() -> None:
+    scripts = re.findall(r"^python3 (scripts/\w+\.py)$", text_of("README.md"), re.MULTILINE)
+    assert scripts == ["scripts/try.py", "scripts/test.py"]
+    assert all((ROOT / script).is_file() for script in scripts)
+
+
+# -- commands ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """The environment of a user who follows the docs: the command on the PATH, the store where it belongs."""
+    command = tmp_path / "bin" / "ollama-prompt"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ollama_prompt "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+    del environment["OLLAMA_PROMPT_HOME"]
+    who = {f"GIT_{role}_{what}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    return environment | who | {"PATH": f"{command.parent}:{environment['PATH']}", "GIT_CONFIG_GLOBAL": "/dev/null"}
+
+
+def follow(page: str, shell: dict[str, str], tmp_path: Path) -> str:
+    """Run every bash block of a page, one after the other in one shell; what was printed."""
+    script = "set -euo pipefail\n" + "\n".join(blocks(page, "sh"))
+    work = tmp_path / "work"
+    work.mkdir()
+    done = subprocess.run(["bash", "-c", script], env=shell, cwd=work, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+    assert done.stderr == "", done
+    return done.stdout
+
+
+needs_tools = pytest.mark.skipif(
+    not all(map(shutil.which, ("bash", "jq", "git", "tar", "grep"))), reason="needs bash, jq, git, tar and grep"
+)
+
+
+@needs_tools
+def test_the_quickstart_runs(shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    printed = follow("docs/quickstart.md", shell, tmp_path)
+    chats = ollama.chats()
+    assert [len(chat["messages"]) for chat in chats[:3]] == [1, 3, 5], "full context"
+    assert "Answer to: What is the capital of France? (messages: 1)\n" in printed
+    assert len(list((tmp_path / ".ollama-prompt").glob("sessions/*/*.jsonl"))) == 3
+    assert "A secret question." not in "".join(map(text_of, (tmp_path / ".ollama-prompt").glob("sessions/*/*.jsonl")))
+
+
+@needs_tools
+def test_the_recipes_for_sessions_run(shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    printed = follow("docs/session-management.md", shell, tmp_path)
+    assert '"messages_left_out": 0' in printed
+    assert "user: Name three rivers in Europe.\n" in printed
+    assert re.search(r"^\d+\tRivers$", printed, re.MULTILINE)
+    assert (tmp_path / "work" / "conversations.tar.gz").stat().st_size > 0
+    assert (tmp_path / ".ollama-prompt" / ".git").is_dir()
+    git = ["git", "-C", str(tmp_path / ".ollama-prompt"), "ls-files"]
+    kept = subprocess.run(git, env=shell, capture_output=True, text=True, check=True).stdout.split()
+    assert not [path for path in kept if path.startswith(("sessions.db", "locks/"))]
+
+
+def test_each_step_is_there_for_powershell_too() -> None:
+    steps = re.split(r"^## ", text_of("docs/quickstart.md"), flags=re.MULTILINE)[1:]
+    assert [step.splitlines()[0] for step in steps if "```sh" in step and "```powershell" not in step] == []
+
+
+@pytest.mark.skipif(shutil.which("pwsh") is None, reason="PowerShell is not installed")
+def test_the_quickstart_runs_in_powershell(shell: dict[str, str], tmp_path: Path) -> None:
+    script = "$ErrorActionPreference = 'Stop'\n" + "\n".join(blocks("docs/quickstart.md", "powershell"))
+    command = ["pwsh", "-NoProfile", "-Command", script]
+    done = subprocess.run(command, env=shell, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done

@@ -1,0 +1,214 @@
+"""Arrows between modules go one way, each heavy library has one owner, and a command pays only for what it uses."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ollama_prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conftest import Run
+    from standin import StandIn
+
+PACKAGE = Path(ollama_prompt.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+LAYERS = (
+    "__main__",
+    "cli",
+    "flags commands",
+    "config console",
+    "turn",
+    "plan interrupts",
+    "indexer",
+    "catalogue held_session",
+    "locks index session_file",
+    "summary window",
+    "records layout",
+    "ollama embedded",
+    "render host gguf loopback lean model",
+    "clock",
+    "errors",
+    "__init__",
+)
+"""A module imports from layers below its own only, or from its own if it stands before the other there."""
+ORDER = " ".join(LAYERS).split()
+
+UNDER_COVER = {
+    "session_file": {"indexer", "catalogue", "held_session"},
+    "index": {"indexer", "catalogue", "held_session"},
+    "locks": {"indexer"},
+    "catalogue": {"indexer"},
+    "held_session": {"indexer"},
+    "records": {"turn", "window", "indexer", "held_session", "session_file", "summary"},
+    "indexer": {"commands"},
+    "ollama": {"commands"},
+    "embedded": {"commands"},
+    "loopback": {"ollama"},
+    "gguf": {"embedded"},
+    "turn": {"commands"},
+    "plan": {"turn"},
+    "window": {"plan"},
+    "commands": {"cli"},
+    "flags": {"cli"},
+    "cli": {"__main__"},
+}
+"""Who may import these at all. The rest of the program reaches a file of the store only through `indexer`."""
+
+OWNERS = {
+    "argparse": {"flags"},
+    "sqlite3": {"index"},
+    "filelock": {"locks"},
+    "httpx": {"ollama", "loopback"},
+    "httpcore": set(),
+    "orjson": {"records", "ollama"},
+    "xllamacpp": {"embedded"},
+    "subprocess": {"ollama"},
+    "socket": {"ollama", "loopback"},
+    "signal": {"interrupts"},
+    "asyncio": set(),
+    "anyio": set(),
+    "click": set(),
+    "typing": set(),
+    "dataclasses": set(),
+    "pathlib": set(),
+    "uuid": set(),
+    "logging": set(),
+}
+"""Libraries that cost, or that only one module may touch."""
+
+HEAVY = (
+    "sqlite3", "httpx", "httpcore", "filelock", "orjson", "json", "xllamacpp", "typing", "dataclasses", "pathlib",
+    "uuid", "datetime", "inspect", "logging", "socket", "subprocess", "asyncio", "shutil", "tempfile", "urllib.request",
+)  # fmt: skip
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def import_nodes(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports that happen when the program runs, inside functions too."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            yield child
+        elif not is_for_types(child):
+            yield from import_nodes(child)
+
+
+@cache
+def imported(module: str) -> set[str]:
+    """The dotted names of everything that a module imports."""
+    names: set[str] = set()
+    for node in import_nodes(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif node.module == "ollama_prompt":
+            names.update(f"ollama_prompt.{alias.name}" for alias in node.names)
+        else:
+            assert node.module, "relative imports are not used"
+            names.add(node.module)
+    return names
+
+
+def own(module: str) -> set[str]:
+    """The modules of the package that a module imports."""
+    prefix = "ollama_prompt."
+    found = {name.removeprefix(prefix) for name in imported(module) if name.startswith(prefix)}
+    return {name for name in found if name in MODULES}
+
+
+def libraries(module: str) -> set[str]:
+    """The top-level packages that a module imports."""
+    return {name.partition(".")[0] for name in imported(module)} - {"ollama_prompt", "__future__"}
+
+
+def test_every_module_has_its_layer() -> None:
+    assert sorted(ORDER) == MODULES
+
+
+def test_arrows_go_one_way() -> None:
+    up = [(module, other) for module in MODULES for other in own(module) if ORDER.index(other) <= ORDER.index(module)]
+    assert up == []
+
+
+def test_details_stay_under_cover() -> None:
+    wrong = [
+        (module, other) for module in MODULES for other in own(module) if module not in UNDER_COVER.get(other, {module})
+    ]
+    assert wrong == []
+
+
+def test_heavy_libraries_have_one_owner() -> None:
+    found = {library: {module for module in MODULES if library in libraries(module)} for library in OWNERS}
+    assert {library: who for library, who in found.items() if not who <= OWNERS[library]} == {}
+
+
+def test_only_what_is_declared_is_imported() -> None:
+    third_party = {library for module in MODULES for library in libraries(module)} - set(sys.stdlib_module_names)
+    assert third_party == {"filelock", "httpx", "orjson", "xllamacpp"}
+
+
+def loaded(environment: dict[str, str], *args: str) -> set[str]:
+    """The modules that a run of the command loads, beyond those that Python starts with."""
+    code = (
+        "import sys; before = set(sys.modules); from ollama_prompt.cli import main; main(sys.argv[1:]);"
+        "open(3, 'w').write('\\n'.join(set(sys.modules) - before))"
+    )
+    command = ["bash", "-c", 'exec 3>&1 >/dev/null 2>&1; exec "$0" -c "$@"', sys.executable, code, *args]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    return set(done.stdout.decode().split())
+
+
+def none_of(modules: set[str], *allowed: str) -> None:
+    heavy = {name for name in HEAVY if name in modules} - set(allowed)
+    assert heavy == set(), "a command imports what it does not need"
+
+
+def test_help_and_version_import_next_to_nothing(environment: dict[str, str]) -> None:
+    for flag in ("--version", "--help"):
+        modules = loaded(environment, flag)
+        none_of(modules)
+        ours = {name.removeprefix("ollama_prompt.") for name in modules if name.startswith("ollama_prompt.")}
+        assert ours == {"cli", "config", "console", "errors", "flags", "interrupts"}
+
+
+def test_usage_errors_are_found_before_anything_is_imported(environment: dict[str, str]) -> None:
+    for wrong in (["--bogus"], ["-p", "x", "--timeout", "0"], ["-p", ""], ["-p", "x", "--output", "text", "--check"]):
+        modules = loaded(environment, *wrong)
+        none_of(modules, "json")  # the error is printed as JSON
+        assert "ollama_prompt.commands" not in modules
+    hosts = loaded(environment | {"OLLAMA_HOST": "ftp://x"}, "-p", "Hi")
+    none_of(hosts, "json")
+
+
+def test_listing_with_a_good_index(environment: dict[str, str], run: Run) -> None:
+    run("-p", "Hi")
+    # Read twice: a row that was read right after the file changed is read once more.
+    time.sleep(0.1)
+    run("--list-sessions")
+    modules = loaded(environment, "--list-sessions")
+    assert "sqlite3" in modules
+    none_of(modules, "sqlite3", "json", "datetime")  # sqlite3 imports datetime
+    assert not modules & {"ollama_prompt.records", "ollama_prompt.session_file", "ollama_prompt.locks"}
+
+
+def test_a_turn_without_a_session_needs_neither_locks_nor_index(environment: dict[str, str], ollama: StandIn) -> None:
+    modules = loaded(environment, "-p", "Hi", "--no-session")
+    assert "httpx" in modules
+    assert not modules & {"sqlite3", "filelock", "asyncio", "anyio", "httpcore", "xllamacpp", "subprocess", "click"}
+    assert not modules & {"ollama_prompt.indexer", "ollama_prompt.embedded"}
+
+
+def test_a_turn_needs_no_async(environment: dict[str, str], ollama: StandIn) -> None:
+    modules = loaded(environment, "-p", "Hi")
+    assert {"httpx", "filelock", "sqlite3", "orjson"} <= modules
+    assert not modules & {"anyio", "httpcore", "xllamacpp", "subprocess", "click", "rich"}
