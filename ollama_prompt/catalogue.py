@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from stat import S_ISREG
 
 from ollama_prompt import clock
 from ollama_prompt.errors import SessionBusy, StoreError, StoreUnreadable, StoreWriteFailed
@@ -143,7 +144,10 @@ class Catalogue:
                     or row[3] != status.st_ctime_ns
                     or row[4] != status.st_ino
                 ):
-                    stale.append(row[0])
+                    if S_ISREG(status.st_mode):
+                        stale.append(row[0])
+                    else:
+                        found -= 1  # something else that has the file's name now
         return stale, [] if found == len(rows) else self._gone(rows)
 
     def _gone(self, rows: Iterable[str]) -> list[str]:

@@ -61,14 +61,22 @@ class HeldSession:
         self._reading = reading
         self._indexed = reading.stamp if reading and indexed else None
         self._prompt: Record | None = None
-        self._before = reading.stamp if reading else None
-        self._after: Stamp | None = self._before
+        self._after: Stamp | None = reading.stamp if reading else None  # the file as we left it
+        self._cut_to: int | None = None  # its size before the prompt
+        self._made = False
 
     def records_back(self) -> Iterator[Record]:
         """What was stored so far, newest first; costs what is taken of it."""
-        if self.path is not None and self._reading is not None:
-            with _read_errors(self.path):
-                yield from session_file.read_back(self.path, self._reading.repeats)
+        path = self._find_again()
+        if path is None:
+            return
+        with _read_errors(path):
+            reading = self._reading
+            if reading is None or session_file.stamp_at(path) != reading.stamp:
+                reading = session_file.read(path, self.session_id)
+            for record in session_file.read_back(path, reading.repeats):
+                if record.get("id") not in reading.summary.undone:  # by an undo that lies in front of it
+                    yield record
 
     def store_prompt(self, prompt: Record, settings: Record) -> None:
         """Store the prompt; a new session is made with these settings. Raises `StoreWriteFailed`."""
@@ -92,7 +100,7 @@ class HeldSession:
         if self._prompt is None or self.path is None:
             return
         with _write_errors(self.session_id):
-            if not self._cut_back() and os.path.exists(self.path):
+            if not self._cut_back() and (path := self._find_again()) and _is_in(path, self._prompt):
                 # Somebody wrote behind the prompt: it stays in the file, and is no longer sent.
                 self._append([records.undo([self._prompt["id"]])])
         self._reading = None
@@ -106,13 +114,20 @@ class HeldSession:
 
     def _create(self, settings: Record, turn: list[Record]) -> None:
         header = records.header(self.session_id, settings)
-        self.path = self._layout.new_path(self.session_id, header["created_at"])
-        self._layout.make(os.path.dirname(self.path))
-        data = records.encode(header, *turn)
-        self._after = session_file.create(self.path, data)
+        path = self._layout.new_path(self.session_id, header["created_at"])
+        self._make_folder(os.path.dirname(path))
+        self._after = session_file.create(path, records.encode(header, *turn))
+        self.path, self._made = path, True
         self._reading = Reading(Summary(self.session_id), self._after)
         for record in (header, *turn):
             self._reading.take(records.encode(record))
+
+    def _make_folder(self, folder: str) -> None:
+        """A file is as durable as the folders that lead to it."""
+        if not os.path.isdir(folder):
+            self._layout.make(folder)
+            session_file.sync_folder(self._layout.sessions)
+            session_file.sync_folder(self._layout.home)
 
     def _append(self, new: list[Record]) -> None:
         """Add records, and see to it that they and the prompt are in the file that has the name now."""
@@ -124,21 +139,26 @@ class HeldSession:
                     self._write_anew(wanted)
                     return
                 continue
-            untouched = session_file.stamp_at(path) == self._after
+            found = session_file.stamp_at(path)
+            untouched = found is not None and found == self._after
             missing = new if untouched else [record for record in wanted if not _is_in(path, record)]
-            if self._append_once(path, missing, untouched):
+            if self._append_once(path, missing, found, untouched):
                 return
         raise OSError(errno.EBUSY, "its file is being replaced again and again", self.path)
 
-    def _append_once(self, path: str, missing: list[Record], untouched: bool) -> bool:
+    def _append_once(self, path: str, missing: list[Record], found: Stamp | None, untouched: bool) -> bool:
+        """Append to the file that was `found`; False if that must be looked at again."""
+        data = records.encode(*missing)
         try:
-            stamp, stays = session_file.append(path, records.encode(*missing)) if missing else (self._after, True)
+            stamp, stays = session_file.append(path, data) if missing else (found, True)
         except FileNotFoundError:
             return False
-        if not stays:
+        if not stays or (missing and not _only_grew(found, stamp, len(data))):
+            # Somebody was there between our look and our append: perhaps it is another file, without the prompt.
             self._after = self._reading = None
             return False
         self._keep_reading(missing, stamp if untouched else None)
+        self._cut_to = found[0] if found and missing else None
         self._after = stamp
         return True
 
@@ -152,13 +172,13 @@ class HeldSession:
             for record in added:
                 reading.take(records.encode(record))
             reading.stamp = stamp
+            self._reading = reading if reading.end == stamp[0] else None
         except NeedsWholeFile:
             self._reading = None
 
     def _find_again(self) -> str | None:
         """Where the file is now: at its place, or moved elsewhere in the store, or nowhere."""
-        assert self.path is not None
-        if not os.path.exists(self.path):
+        if self.path is not None and not os.path.exists(self.path):
             found = self._layout.everywhere(self.session_id)
             if not found:
                 return None
@@ -175,11 +195,18 @@ class HeldSession:
         assert self.path is not None
         if self._after is None or session_file.stamp_at(self.path) != self._after:
             return False
-        if self._before is not None:
-            return session_file.cut(self.path, self._before[0], self._after)
+        if not self._made:
+            return self._cut_to is not None and session_file.cut(self.path, self._cut_to, self._after)
         session_file.remove(self.path)
         self.path = None
         return True
+
+
+def _only_grew(before: Stamp | None, after: Stamp | None, by: int) -> bool:
+    """Whether it is the same file, grown by so many bytes and perhaps the newline behind a torn line."""
+    if before is None or after is None:
+        return False
+    return before[3] == after[3] and after[0] - before[0] - by in {0, 1}
 
 
 def _is_in(path: str, record: Record) -> bool:

@@ -9,7 +9,8 @@ once more later.
 Rules:
 - The file is ours if it carries our `application_id`. One that is not ours is never written to, whatever
   it is: it may hold somebody's conversations. Bytes that are no database at all are ours only if they lie
-  in the very file that we made (`made` keeps its inode).
+  in the very file that we made: `made` is a second name of it, a hard link, which keeps its inode from being
+  given to another file.
 - Ours, but of another schema or corrupt: thrown away and built again, under the index lock.
 - Everything that SQLite can raise becomes `IndexUnusable` here, and only here.
 - No WAL: the store may lie on a network drive.
@@ -131,13 +132,13 @@ def path_json(path: str) -> str:
 
 def is_young(stamp: Stamp, read_at_ns: int) -> bool:
     """Whether a file with this stamp, read at this time, may have changed since without showing it."""
-    changed = max(stamp[1], stamp[2])
     tick = TICK_NS if stamp[1] % 1_000_000 else COARSE_TICK_NS
-    return abs(read_at_ns - changed) <= tick
+    # Either: an mtime that was set to the future must not hide a fresh ctime.
+    return any(abs(read_at_ns - changed) <= tick for changed in stamp[1:3])
 
 
 class Index:
-    """The file `path`; `made` is the file that remembers which inode was created as our index."""
+    """The file `path`; `made` is where a second name of the file that we made is kept."""
 
     def __init__(self, path: str, made: str) -> None:
         self.path = path
@@ -230,7 +231,7 @@ class Index:
 
     def discard(self) -> None:
         """Remove our own database, with the journal, which belongs to that content only."""
-        for path in (self.path + "-journal", self.path):
+        for path in (self.path + "-journal", self.path, self.made):
             with suppress(OSError):
                 os.unlink(path)
 
@@ -276,15 +277,17 @@ class Index:
     def _make(self, database: sqlite3.Connection) -> None:
         for statement in _SCHEMA.split(";"):
             database.execute(statement)
-        os.chmod(self.path, 0o600)
-        with suppress(OSError), open(self.made, "w", encoding="ascii") as file:
-            file.write(str(os.stat(self.path).st_ino))
+        with suppress(OSError):
+            os.chmod(self.path, 0o600)
+        with suppress(OSError):
+            os.unlink(self.made)
+        with suppress(OSError):
+            os.link(self.path, self.made)
 
     def _is_made_by_us(self) -> bool:
         try:
-            with open(self.made, encoding="ascii") as file:
-                return file.read() == str(os.stat(self.path).st_ino)
-        except (OSError, ValueError):
+            return os.path.samefile(self.made, self.path)
+        except OSError:
             return False
 
 

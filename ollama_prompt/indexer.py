@@ -13,7 +13,7 @@ from ollama_prompt import clock
 from ollama_prompt.catalogue import Catalogue, id_of
 from ollama_prompt.errors import SessionBusy, SessionNotFound, StoreUnreadable
 from ollama_prompt.index import IndexUnusable, Row
-from ollama_prompt.layout import cannot_write
+from ollama_prompt.layout import cannot_write, is_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Indexer:
         Of several files with the same id the one with the most records is used.
         """
         rows = {self.layout.absolute(row.path): row for row in self._rows_of(session_id)}
-        found = list(dict.fromkeys([*self.layout.candidates(session_id), *filter(os.path.isfile, rows)]))
+        found = list(dict.fromkeys([*self.layout.candidates(session_id), *filter(is_file, rows)]))
         found = found or self.layout.everywhere(session_id)
         if not found:
             hint = "--list-sessions shows them all"

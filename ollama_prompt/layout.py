@@ -83,18 +83,22 @@ class Layout:
             file.write(text)
 
     def candidates(self, session_id: str) -> list[str]:
-        """Files of this session where they usually lie: in `sessions` or a folder directly below it.
+        """Files of this session where they usually lie: in `sessions` or a visible folder directly below it.
 
         Costs a look into each folder's name, not a listing of every session.
         """
         folders = [self.sessions, *self._folders()]
         paths = [os.path.join(folder, session_id + SUFFIX) for folder in folders]
-        return [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
+        return list(filter(is_file, paths))
 
     def _folders(self) -> list[str]:
         try:
             with os.scandir(self.sessions) as entries:
-                return sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+                return sorted(
+                    entry.path
+                    for entry in entries
+                    if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+                )
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -104,7 +108,12 @@ class Layout:
         for folder, folders, names in os.walk(self.sessions):
             folders[:] = [name for name in folders if not name.startswith(".")]
             found += [os.path.join(folder, name) for name in names if name == session_id + SUFFIX]
-        return [path for path in found if os.path.isfile(path) and not os.path.islink(path)]
+        return list(filter(is_file, found))
+
+
+def is_file(path: str) -> bool:
+    """Whether a file lies there itself, not a link to one."""
+    return os.path.isfile(path) and not os.path.islink(path)
 
 
 def cannot_write(error: OSError, session_id: str | None = None) -> StoreWriteFailed:
