@@ -122,13 +122,21 @@ def store_layout(environ: Mapping[str, str]) -> Layout:
     """Where the store is: OLLAMA_PROMPT_HOME, else the folder of OLLAMA_PROMPT_DB_PATH, else ~/.ollama-prompt."""
     from ollama_prompt.layout import Layout
 
-    home, index = environ.get("OLLAMA_PROMPT_HOME"), environ.get("OLLAMA_PROMPT_DB_PATH")
-    for name, path in (("OLLAMA_PROMPT_HOME", home), ("OLLAMA_PROMPT_DB_PATH", index)):
-        if path and "\0" in path:
-            raise UsageError(f"the environment variable {name} is no path")
-    index = os.path.abspath(os.path.expanduser(index)) if index else None
-    home = home or (os.path.dirname(index) if index else "~/.ollama-prompt")
-    return Layout(os.path.expanduser(home), index)
+    home, index = (
+        _from_environment(name, environ[name], _absolute) if environ.get(name) else None
+        for name in ("OLLAMA_PROMPT_HOME", "OLLAMA_PROMPT_DB_PATH")
+    )
+    home = home or (os.path.dirname(index) if index else os.path.expanduser("~/.ollama-prompt"))
+    return Layout(home, index)
+
+
+def _absolute(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("is no path")
+    try:
+        return os.path.abspath(os.path.expanduser(path))
+    except OSError:
+        raise ValueError("is a relative path, and the current directory does not exist any more") from None
 
 
 # --- The prompt ------------------------------------------------------------------------------------
@@ -276,7 +284,7 @@ def model_name(text: str) -> str:
     text = valid_text(text).strip()
     if not text:
         raise ValueError("must not be empty")
-    return os.path.abspath(os.path.expanduser(text)) if is_gguf(text) else text
+    return _absolute(text) if is_gguf(text) else text
 
 
 def is_gguf(model: str) -> bool:
@@ -320,10 +328,13 @@ def option(text: str) -> tuple[str, Any]:
     name = name.strip()
     if not equals or not name:
         raise ValueError("must be NAME=VALUE")
-    if name in _INTEGER_OPTIONS:
-        return name, _integer(value)
-    if name in _NUMBER_OPTIONS:
-        return name, _number(value)
+    try:
+        if name in _INTEGER_OPTIONS:
+            return name, _integer(value)
+        if name in _NUMBER_OPTIONS:
+            return name, _number(value)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
     typed = _typed(value)
     if name == "stop":
         return name, [str(stop) for stop in typed] if isinstance(typed, list) else [valid_text(value)]

@@ -137,6 +137,7 @@ def test_is_no_usage_error(arguments: tuple[str, ...]) -> None:
         (("-p", "x", "--system", "a", "--system-file", "f"), "--system-file"),
         (("--prompt-file", "no such file"), "no such file"),
         (("--list-sessions", "--check"), "--check"),
+        (("-p", "x", "--option", "seed=1.5"), "--option: seed must be a whole number"),
     ],
 )
 def test_a_usage_error_as_json(
@@ -205,6 +206,25 @@ def test_a_port_that_is_none_is_noted(run: Run) -> None:
     note, error = result.stderr.splitlines()
     assert note.startswith("note: OLLAMA_HOST: 'x' is not a port")
     assert error.startswith('{"error"'), "the error is the last line"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps the current directory")
+def test_a_current_directory_that_is_gone(environment: dict[str, str], tmp_path: Path) -> None:
+    command = f'mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m ollama_prompt "$@"'
+
+    def from_nowhere(*arguments: str, home: str) -> subprocess.CompletedProcess[bytes]:
+        env = environment | {"OLLAMA_PROMPT_HOME": home}
+        shell = ["bash", "-c", command, "bash", *arguments]
+        return subprocess.run(shell, env=env, cwd=tmp_path, capture_output=True, check=False)
+
+    assert from_nowhere("-p", "Hi", home=str(tmp_path / "store")).returncode == 0
+    for arguments, said in (
+        (["--list-sessions"], b"OLLAMA_PROMPT_HOME"),
+        (["-p", "x", "--model", "m.gguf"], b"--model"),
+    ):
+        done = from_nowhere(*arguments, home="relative")
+        assert done.returncode == 2, done
+        assert said in done.stderr
 
 
 def test_a_flag_beats_a_variable_that_is_impossible(run: Run) -> None:
