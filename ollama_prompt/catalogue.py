@@ -66,7 +66,8 @@ class Catalogue:
         best: dict[str, Row] = {}
         for row in rows:
             best.setdefault(row.session_id, row)
-        return sorted(best.values(), key=lambda row: (row.last_used, row.last_id), reverse=True)
+        by_path = sorted(best.values(), key=lambda row: row.path)  # the order of the index where uses are equal
+        return sorted(by_path, key=lambda row: (row.last_used, row.last_id), reverse=True)
 
     def rebuild(self, lock_timeout: float) -> int:
         """Throw the index away and build it again; the number of sessions. Raises `StoreError`s."""

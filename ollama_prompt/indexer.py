@@ -79,9 +79,7 @@ class Indexer:
 
         Of several files with the same id the one with the most records is used.
         """
-        rows = {self.layout.absolute(row.path): row for row in self._rows_of(session_id)}
-        found = list(dict.fromkeys([*self.layout.candidates(session_id), *filter(is_file, rows)]))
-        found = found or self.layout.everywhere(session_id)
+        found, rows = self._files_of(session_id)
         if not found:
             hint = "--list-sessions shows them all"
             raise SessionNotFound(f"no session has the id {session_id}", hint=hint, session_id=session_id)
@@ -153,6 +151,12 @@ class Indexer:
 
     # --- Details -------------------------------------------------------------------------------
 
+    def _files_of(self, session_id: str) -> tuple[list[str], dict[str, Row]]:
+        """The files of a session, usually one, and the rows that the index has for such paths."""
+        rows = {self.layout.absolute(row.path): row for row in self._rows_of(session_id)}
+        found = list(dict.fromkeys([*self.layout.candidates(session_id), *filter(is_file, rows)]))
+        return found or self.layout.everywhere(session_id), rows
+
     def _read(self, path: str) -> Reading:
         return self.catalogue.read_file(self.layout.name(path))
 
@@ -172,19 +176,31 @@ class Indexer:
         return path, reading, True
 
     def _purge_one(self, session_id: str, cutoff: str | None, dry_run: bool) -> bool:
-        """Remove one session if nobody holds it and it is still unused; whether it was, or would be."""
+        """Remove one session if nobody holds it and it is still unused; whether it was, or would be.
+
+        Nobody holds a session that has no lock file: a dry run makes none.
+        """
+        if dry_run and not os.path.exists(self.layout.lock(session_id)):
+            return self._is_unused(*self._files_of(session_id), cutoff)
         with self._lock(session_id, 0):
-            try:
-                path, row = self.locate(session_id)
-            except SessionNotFound:
-                self._discard_lock(session_id)
-                return False
-            last_used = row.last_used if row and not row.young else self._read(path).summary.last_used
-            if not _is_unused(last_used, cutoff):
+            found, rows = self._files_of(session_id)
+            if not self._is_unused(found, rows, cutoff):
+                if not found:
+                    self._discard_lock(session_id)
                 return False
             if not dry_run:
                 self._remove_files(session_id)
         return True
+
+    def _is_unused(self, found: list[str], rows: dict[str, Row], cutoff: str | None) -> bool:
+        """Whether there are files, all of which a purge removes, and none was used since the cutoff."""
+        for path in found:
+            row = rows.get(path)
+            trusted = row is not None and not row.young and row.stamp == _stamp_at(path)
+            last_used = row.last_used if row and trusted else self._read(path).summary.last_used
+            if not _is_unused(last_used, cutoff):
+                return False
+        return bool(found)
 
     def _remove_files(self, session_id: str) -> None:
         """Remove every file of a session that is held, and its lock. Raises `StoreWriteFailed`."""

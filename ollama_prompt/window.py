@@ -156,7 +156,7 @@ def choose(
             start = turn.window.get("start")
         run.add(turn, older)
         if run.tokens > full:
-            return _moved(run, MARK * limit, full)
+            return run.newest(MARK * limit, full)
         if start is not None and turn.first_id == start:
             return run.window(start)
     return run.window(None)
@@ -202,28 +202,22 @@ class _Run:
         """What all of it takes."""
         return (self._counted + (self._uncounted + self.system + self.prompt) * self.ratio) * self.scale
 
-    def newest(self, most: float, at_least_one: float) -> int:
-        """How many of the newest turns fit `most` tokens; one, if only that fits `at_least_one`."""
+    def newest(self, most: float, at_least_one: float) -> Window:
+        """As many of the newest turns as fit `most` tokens; one, if only that fits `at_least_one`."""
         ratio = self.ratio
-        tokens = (self.system + self.prompt) * ratio * self.scale
-        for number, (counted, estimated) in enumerate(self._sizes):
-            tokens += (counted or estimated * ratio) * self.scale
+        fits = (self.system + self.prompt) * ratio * self.scale
+        number = 0
+        for counted, estimated in self._sizes:
+            tokens = fits + (counted or estimated * ratio) * self.scale
             if tokens > (most if number else at_least_one):
-                return number
-        return len(self._sizes)
+                break
+            fits, number = tokens, number + 1
+        kept = self.turns[:number]
+        return Window(kept[::-1], fits, (kept[-1].first_id or "") if kept else "")
 
     def window(self, start: str | None) -> Window:
         """All of it as a window."""
         return Window(self.turns[::-1], self.tokens, start)
-
-
-def _moved(run: _Run, mark: float, full: float) -> Window:
-    """The window after it was full: down to the mark, in one step."""
-    kept = run.turns[: run.newest(mark, full)]
-    shorter = _Run(run.system * run.ratio, run.prompt * run.ratio, run.scale)
-    for turn, older in zip(kept, [*run.turns[1:], None], strict=False):
-        shorter.add(turn, older)
-    return shorter.window(kept[-1].first_id if kept else "")
 
 
 def _counted(turn: Turn, older: Turn | None, estimated: float, system: float) -> float:
