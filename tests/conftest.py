@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from hypothesis import settings
 from standin import StandIn
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from typing import IO
 
     File = int | IO[bytes]
+
+settings.register_profile("ours", deadline=None, max_examples=60, print_blob=True)
+settings.load_profile("ours")
 
 KEPT = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "LANG", "LC_ALL", "COVERAGE_PROCESS_START", "PYTHONPATH")
 
