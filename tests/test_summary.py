@@ -53,8 +53,11 @@ answers = st.builds(
 others = st.builds(lambda more, kind: {"type": kind, "role": "tool", "content": ""} | more, fields,
                    st.sampled_from(["sticker", "message", ""]))  # fmt: skip
 metas = st.builds(lambda more, settings: {"type": "meta"} | more | settings, fields, settings_given)
-undos = st.builds(lambda more, named: {"type": "undo", "ids": named} | more, fields,
-                  st.lists(ids, max_size=3) | st.just(5) | st.lists(st.just(None)))  # fmt: skip
+undos = st.builds(  # two with the same id name the same messages, as after a merge
+    lambda more, named: {"type": "undo", "ids": named} | more | {"id": f"undo {named}"},
+    fields,
+    st.lists(ids, max_size=3) | st.just(5) | st.lists(st.just(None)),
+)
 sequences = st.lists(st.one_of(headers, prompts, answers, prompts, answers, metas, undos, others), max_size=12)
 
 
