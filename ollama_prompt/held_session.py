@@ -150,7 +150,7 @@ class HeldSession:
         """Append to the file that was `found`; False if that must be looked at again."""
         data = records.encode(*missing)
         try:
-            stamp, stays = session_file.append(path, data) if missing else (found, True)
+            stamp, stays = session_file.append(path, data, found) if missing else (found, True)
         except FileNotFoundError:
             return False
         if not stays or (missing and not _only_grew(found, stamp, len(data))):

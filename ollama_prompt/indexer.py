@@ -7,11 +7,11 @@ Commands reach files, index and locks only through an `Indexer`. The files are t
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from ollama_prompt import clock
 from ollama_prompt.catalogue import Catalogue, id_of
-from ollama_prompt.errors import SessionBusy, SessionNotFound, StoreUnreadable
+from ollama_prompt.errors import SessionBusy, SessionNotFound, StoreUnreadable, StoreWriteFailed
 from ollama_prompt.index import IndexUnusable, Row
 from ollama_prompt.layout import cannot_write, is_file
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from ollama_prompt.layout import Layout
     from ollama_prompt.records import Record
     from ollama_prompt.session_file import Reading
+
+
+CLAIM_SECONDS = 10.0
+"""How long a new session waits for its own lock."""
 
 
 class Indexer:
@@ -101,7 +105,11 @@ class Indexer:
 
     def delete(self, session_id: str) -> None:
         """Remove a session for real: files, row, lock. Raises `SessionBusy` at once when it is in use."""
-        self.locate(session_id)
+        try:
+            self.locate(session_id)
+        except SessionNotFound:
+            self._clear_away(session_id)
+            raise
         with self._lock(session_id, 0):
             self._remove_files(session_id)
         self.catalogue.forget([session_id])
@@ -117,7 +125,8 @@ class Indexer:
         cutoff = clock.days_ago(days) if days else None
         removed: list[str] = []
         skipped: list[str] = []
-        for row in self.catalogue.rows():
+        rows = self.catalogue.rows()
+        for row in rows:
             if not _is_unused(row.last_used, cutoff):
                 continue
             try:
@@ -125,8 +134,11 @@ class Indexer:
                     removed.append(row.session_id)
             except SessionBusy:
                 skipped.append(row.session_id)
-        if removed and not dry_run:
-            self.catalogue.forget(removed)
+        if not dry_run:
+            if removed:
+                self.catalogue.forget(removed)
+            for session_id in self.layout.locked() - {row.session_id for row in rows}:
+                self._clear_away(session_id)
         return removed, skipped
 
     def check(self) -> tuple[int, list[dict[str, Any]], str]:
@@ -214,6 +226,21 @@ class Indexer:
                     continue
                 except OSError as error:
                     raise cannot_write(error, session_id) from error
+        self._discard_rest(session_id)
+
+    def _clear_away(self, session_id: str) -> None:
+        """Remove what a process left that was killed while it made or removed this session."""
+        if os.path.exists(self.layout.lock(session_id)):
+            with suppress(SessionBusy, StoreWriteFailed), self._lock(session_id, 0):
+                if not self._files_of(session_id)[0]:
+                    self._discard_rest(session_id)
+
+    def _discard_rest(self, session_id: str) -> None:
+        """Remove what else there is of a session without files, its lock last; the caller holds it."""
+        from ollama_prompt import session_file
+
+        with suppress(OSError):
+            os.unlink(session_file.unfinished(self.layout.new_path(session_id)))
         self._discard_lock(session_id)
 
     def _damage(self, path: str, line: int | None, reason: str) -> dict[str, Any]:
@@ -237,8 +264,11 @@ class Indexer:
 
     def _claim(self, session_id: str, stack: ExitStack) -> None:
         """Lock a new session; the store is made for it."""
+        from ollama_prompt import locks
+
         self.layout.make()
-        stack.enter_context(self._lock(session_id, 0))
+        # Only a purge can have it, which takes a lock without a session for a dead one, and only for a moment.
+        stack.enter_context(locks.hold(self.layout.lock(session_id), CLAIM_SECONDS, session_id))
 
     def _lock(self, name: str, timeout: float) -> AbstractContextManager[None]:
         from ollama_prompt import locks

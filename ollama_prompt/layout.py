@@ -61,6 +61,14 @@ class Layout:
         """The lock file of a session, or of the `index`."""
         return os.path.join(self.locks, name + ".lock")
 
+    def locked(self) -> set[str]:
+        """The sessions that have a lock file; not each of them is held, or exists."""
+        try:
+            names = [name.removesuffix(".lock") for name in os.listdir(self.locks)]
+        except OSError:
+            return set()
+        return {name for name in names if clock.parse_id(name) == name}
+
     def make(self, folder: str | None = None) -> None:
         """Make the store, and `folder` in it, where they are missing. Raises `StoreWriteFailed`."""
         try:

@@ -62,7 +62,9 @@ def create(path: str, data: bytes) -> Stamp:
 
     Raises OSError, with no file made; FileExistsError if somebody put one there meanwhile.
     """
-    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}.tmp")
+    temporary = unfinished(path)
+    with suppress(FileNotFoundError):  # the session is locked: only a process that was killed can have left it
+        os.unlink(temporary)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
     try:
         try:
@@ -82,6 +84,11 @@ def create(path: str, data: bytes) -> Stamp:
     return stamp_of(os.stat(path))
 
 
+def unfinished(path: str) -> str:
+    """The name of a new file until it is whole. It can outlive a process that was killed."""
+    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.tmp")
+
+
 def _give_name(temporary: str, path: str) -> None:
     """Never in place of another file: a name that was free a moment ago may have been given back by git."""
     try:
@@ -92,14 +99,18 @@ def _give_name(temporary: str, path: str) -> None:
         os.rename(temporary, path)
 
 
-def append(path: str, data: bytes) -> tuple[Stamp, bool]:
+def append(path: str, data: bytes, expected: Stamp | None = None) -> tuple[Stamp, bool]:
     """Add lines to the end, durably: (the file's stamp, whether the path still names that file).
 
     False means that somebody replaced, moved or removed the file meanwhile: what was written went into
-    a file that nobody will read. Raises OSError, with the file as it was before.
+    a file that nobody will read; or that the file has another stamp than `expected`: nothing was written.
+    Raises OSError, with the file as it was before.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | _FLAGS)
     try:
+        there = stamp_of(os.fstat(descriptor))
+        if expected and there != expected:
+            return there, False
         size = os.lseek(descriptor, 0, os.SEEK_END)
         if size and not _ends_in_newline(descriptor, size):
             data = b"\n" + data

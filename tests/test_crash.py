@@ -1,0 +1,257 @@
+"""Killed at every step: nothing that was acknowledged is lost, and the next command works.
+
+Every command is run once to count its steps, then killed at each of them. The steps are counted twice:
+as Python calls, in any system that can fork (`warm.Steps`), and as the system calls that touch the store,
+SQLite's own among them, by strace where there is one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import stores
+from conftest import Result, tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from conftest import Run
+    from standin import StandIn
+    from warm import Warm
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+
+SHARDS = 4
+CALLS = (
+    "openat", "write", "pwrite64", "read", "pread64", "lseek", "fsync", "fdatasync", "ftruncate", "close",
+    "link", "rename", "unlink", "mkdir", "flock", "chmod", "fchmod", "getdents64", "newfstatat", "fcntl",
+)  # fmt: skip
+
+
+def first(home: Path) -> str:
+    """The session that commands are about."""
+    return stores.files(home)[0].stem
+
+
+def commands(home: Path) -> dict[str, tuple[str, ...]]:
+    """The commands that are killed; {n} is told apart by the stand-in."""
+    return {
+        "new turn": ("-p", "Killed"),
+        "turn": ("--session-id", first(home), "-p", "Killed", "--temperature", "0.5"),
+        "listing": ("--list-sessions",),
+        "purge": ("--purge", "0"),
+        "delete": ("--delete", first(home)),
+        "reindex": ("--reindex",),
+    }
+
+
+NAMES = ("new turn", "turn", "listing", "purge", "delete", "reindex")
+CASES = [(name, shard) for name in NAMES for shard in range(SHARDS)]
+
+
+class Crash:
+    """A store as it was, and the command that is killed in a copy of it."""
+
+    def __init__(self, name: str, warm: Warm, before: Path, home: Path, env: dict[str, str], ollama: StandIn) -> None:
+        self.name = name
+        self.home = home
+        self._warm, self._env, self._ollama, self._before = warm, env, ollama, before
+        self.restore()
+        self.argv = commands(home)[name]
+        self.stored = {path.name: path.read_bytes() for path in stores.files(home)}
+
+    def restore(self) -> None:
+        """The store as it was, and no requests."""
+        shutil.rmtree(self.home, ignore_errors=True)
+        shutil.copytree(self._before, self.home)
+        self._ollama.forget()
+
+    def count(self) -> int:
+        """How many steps the command takes."""
+        return len(self._warm.steps(*self.argv, env=self._env))
+
+    def run(self, *argv: str) -> Result:
+        """A command that nobody kills."""
+        self._warm.start(*argv, env=self._env)
+        return Result(*self._warm.end())
+
+    def start(self, **more: Any) -> int:
+        """Start the command; its process id."""
+        return self._warm.start(*self.argv, env=self._env, **more)
+
+    def end(self) -> Result:
+        """How it ended."""
+        return Result(*self._warm.end())
+
+    def kill_at(self, step: int) -> Result:
+        """The command, killed."""
+        self.restore()
+        self.start(die_at=step)
+        return self.end()
+
+    def check(self, killed: Result) -> None:
+        """All that must hold after the command was killed, or came to its end."""
+        self._check_files()
+        if "-p" in self.argv:
+            self._check_turn(killed)
+        assert stores.succeed(self.run("--check")).json["damage"] == []
+        self._check_next_turn()
+        listing = stores.listed(self.run("--list-sessions"))
+        stores.succeed(self.run("--reindex"))
+        assert stores.listed(self.run("--list-sessions")) == listing
+        assert sorted(entry["session_id"] for entry in listing) == sorted(path.stem for path in stores.files(self.home))
+        if self.name in {"new turn", "purge", "delete"}:
+            self._check_removal()
+
+    def _check_files(self) -> None:
+        """Whatever was there before is there, as it was; or the user wanted it removed."""
+        now = {path.name: path.read_bytes() for path in stores.files(self.home)}
+        for name, data in self.stored.items():
+            may_be_gone = self.name == "purge" or (self.name == "delete" and name.startswith(first_of(self.stored)))
+            assert now.get(name, data if may_be_gone else b"").startswith(data)
+
+    def _check_turn(self, killed: Result) -> None:
+        """What was sent is stored; what was printed is stored."""
+        stored = b"".join(path.read_bytes() for path in stores.files(self.home))
+        if self._ollama.chats():
+            assert b'"role":"user","content":"Killed"' in stored
+        if killed.stdout:
+            assert f'"content":"{killed.json["response"]}"'.encode() in stored
+
+    def _check_next_turn(self) -> None:
+        files = stores.files(self.home)
+        where = ("--session-id", files[0].stem) if files else ()
+        stores.succeed(self.run(*where, "-p", "Next"))
+
+    def _check_removal(self) -> None:
+        """Of what is removed nothing is left anywhere, also by the command that was killed."""
+        argv = self.argv if self.name == "delete" else ("--purge", "0")
+        again = stores.clean(self.run(*argv))
+        assert again.returncode == 0 or again.error["code"] == "session_not_found", again
+        gone = first_of(self.stored) if self.name == "delete" else "-7"
+        assert not [name for name in tree(self.home) if gone in name]
+
+
+def first_of(stored: dict[str, bytes]) -> str:
+    """The session that is deleted."""
+    return min(stored).removesuffix(".jsonl")
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """The server that forks commands."""
+    from warm import Warm
+
+    server = Warm(tmp_path_factory.mktemp("warm"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Path:
+    """Where a store will be with two sessions: the index knows one as it was earlier, and one not at all."""
+    return tmp_path / "before"
+
+
+@pytest.fixture
+def crash(
+    request: pytest.FixtureRequest, run: Run, before: Path, home: Path, environment: dict[str, str],
+    ollama: StandIn, warm: Warm,
+) -> Crash:  # fmt: skip
+    """The command that `request.param` names, ready to be killed."""
+    in_before = {"OLLAMA_PROMPT_HOME": str(before)}
+    known = stores.make(before, 2)
+    stores.succeed(run("--session-id", known.stem, "-p", "One", env=in_before))
+    stores.make(before, 3)
+    with known.open("ab") as file:
+        file.write(b"".join(map(stores.line, stores.turn(7))))
+    return Crash(request.param, warm, before, home, environment, ollama)
+
+
+@pytest.mark.parametrize(("crash", "shard"), CASES, indirect=["crash"])
+def test_killed_at_every_step(crash: Crash, shard: int) -> None:
+    count = crash.count()
+    assert count > 5
+    for step in range(1 + shard, count + 1, SHARDS):
+        killed = crash.kill_at(step)
+        # A clock that ticks in between saves or costs a few steps.
+        assert killed.returncode == (-9 if step < count - 5 else killed.returncode), (step, killed)
+        crash.check(killed)
+
+
+# --- System calls ----------------------------------------------------------------------------------
+
+STRACE = shutil.which("strace")
+
+
+class Strace:
+    """A command under strace, which begins at the gate."""
+
+    def __init__(self, crash: Crash, *options: str) -> None:
+        crash.restore()
+        self._crash = crash
+        self._gate = crash.home.parent / "gate"
+        os.mkfifo(self._gate)
+        pid = crash.start(gate=str(self._gate))
+        # Waits for the command, so that what it did to get there is never counted.
+        self._opened = os.open(self._gate, os.O_WRONLY)
+        command = [STRACE or "", "-y", "-s", "300", *options, "-p", str(pid)]
+        self._strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert self._strace.stderr is not None
+        self.attached = "attached" in self._strace.stderr.readline()
+
+    def end(self) -> Result:
+        """Open the gate; how the command ended."""
+        os.write(self._opened, b"!")
+        result = self._crash.end()
+        os.close(self._opened)
+        self._strace.communicate(timeout=60)
+        self._gate.unlink()
+        return result
+
+
+def store_calls(crash: Crash, log: Path) -> list[tuple[str, int]]:
+    """The system calls of the command that touch the store: (name, how many of that name there were with it)."""
+    traced = Strace(crash, "-e", "trace=" + ",".join(CALLS), "-o", str(log))
+    if not traced.attached:
+        pytest.skip("strace may not attach to a process here")
+    stores.succeed(traced.end())
+    counts: dict[str, int] = {}
+    found = []
+    for text in log.read_text("utf-8", "replace").splitlines():
+        if match := re.match(r"(\w+)\(", text):
+            counts[match[1]] = counts.get(match[1], 0) + 1
+            if str(crash.home) in text:
+                found.append((match[1], counts[match[1]]))
+    return found
+
+
+def kill_in_calls(crash: Crash, log: Path, shard: int, stride: int) -> None:
+    """Kill the command at every `stride`th of the system calls in this shard."""
+    calls = store_calls(crash, log)
+    assert len(calls) > 10
+    for name, number in calls[shard :: SHARDS * stride]:
+        inject = f"inject={name}:signal=KILL:when={number}"
+        killed = Strace(crash, "-e", f"trace={name}", "-e", inject, "-o", os.devnull).end()
+        assert killed.returncode in {-9, 0}, (name, number, killed)
+        crash.check(killed)
+
+
+@pytest.mark.skipif(not STRACE, reason="strace is not installed")
+@pytest.mark.parametrize(("crash", "shard"), CASES, indirect=["crash"])
+def test_killed_in_some_system_calls(crash: Crash, shard: int, tmp_path: Path) -> None:
+    kill_in_calls(crash, tmp_path / "log", shard, stride=8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STRACE, reason="strace is not installed")
+@pytest.mark.parametrize(("crash", "shard"), CASES, indirect=["crash"])
+def test_killed_in_every_system_call(crash: Crash, shard: int, tmp_path: Path) -> None:
+    kill_in_calls(crash, tmp_path / "log", shard, stride=1)
