@@ -24,8 +24,14 @@ def as_json(data: dict[str, Any]) -> str:
 
 def listing_as_json(lines: list[bytes], total: int) -> bytes:
     """The listing, one session a line; in UTF-8, as the index has it."""
-    sessions = b"[\n" + b",\n".join(lines) + b"\n]" if lines else b"[]"
-    return b'{"sessions": %b,\n"total": %d}\n' % (sessions, total)
+    start, end = b'{"sessions": [', b'],\n"total": %d}\n' % total
+    if not lines:
+        return start + end
+    # One join of everything: a long listing has megabytes, and each copy of them costs.
+    pieces = lines.copy()
+    pieces[0] = start + b"\n" + pieces[0]
+    pieces[-1] += b"\n" + end
+    return b",\n".join(pieces)
 
 
 def error_as_json(error: OllamaPromptError) -> str:
