@@ -43,8 +43,9 @@ class Plan:
         self.limit = min(settings["max_context_tokens"], facts.context_length or settings["max_context_tokens"])
         self.budget = min(self.limit, self.fixed or self.limit)
         self.room = window.reply_room(self.budget, settings.get("options", {}).get("num_predict"))
+        self._gone: set[str] = set()
         self.window = self._choose(0.0)
-        self.num_ctx = self._num_ctx(self.window.tokens + self.room, loaded)
+        self.num_ctx = self._num_ctx(self._needed(self.window.tokens), loaded)
 
     def body(self) -> dict[str, Any]:
         """The body of the request, without `model` and `stream`."""
@@ -62,7 +63,7 @@ class Plan:
         window_there = refusal.num_ctx or self.num_ctx or self.budget
         tokens = refusal.prompt_tokens or round(UNKNOWN_EXCESS * max(window_there, self.window.tokens))
         if self.num_ctx and not self.fixed and tokens + self.room <= self.budget and window_there >= self.num_ctx:
-            self.num_ctx = self._num_ctx(tokens + self.room, self.num_ctx + 1)
+            self.num_ctx = self._num_ctx(self._needed(tokens), self.num_ctx + 1)
             return
         self.budget = min(self.budget, window_there)
         self.room = min(self.room, self.budget // 8)
@@ -76,14 +77,15 @@ class Plan:
 
     def moved(self) -> bool:
         """Whether the window starts elsewhere than for the last answer."""
-        last = self.window.turns[-1].window if self.window.turns else {}
+        seen = (turn.window for turn in reversed(self.window.turns) if turn.counted or turn.window)
+        last = next(seen, {})
         return self.window.start is not None and self.window.start != last.get("start")
 
     def record(self) -> Record | None:
         """What the answer's record keeps, for the next turn to start at the same place."""
         if self.window.start is None:
             return None
-        return {"start": self.window.start, "limit": self.budget, "left_out": self.left_out()}
+        return {"start": self.window.start or self.prompt["id"], "limit": self.budget, "left_out": self.left_out()}
 
     def shown(self, final: dict[str, Any]) -> dict[str, Any]:
         """The `window` of the output; `final` is the last chunk, empty where none came."""
@@ -99,14 +101,14 @@ class Plan:
         }
 
     def _choose(self, scale: float) -> window.Window:
-        system = self.settings.get("system")
         chosen = window.choose(
-            window.turns_back(self.held.records_back() if self.held else ()),
-            window.estimate(system) + window.MESSAGE_OVERHEAD if system else 0.0,
+            window.turns_back(window.watched(self.held.records_back() if self.held else (), self._gone)),
+            _estimated(self.settings.get("system")),
             window.estimate_messages([self.prompt]),
             self.budget,
             self.room,
             scale,
+            _estimated(self.held.settings.get("system") if self.held else None),
         )
         if chosen.tokens > self.budget:
             raise ContextTooSmall(
@@ -114,6 +116,13 @@ class Plan:
                 hint=_TOO_SMALL_HINT,
             )
         return chosen
+
+    def _needed(self, tokens: int) -> int:
+        """Tokens that the window must hold: so many of a prompt, and all of the reply, as far as the limit allows."""
+        wanted = self.settings.get("options", {}).get("num_predict")
+        reply: int = wanted if isinstance(wanted, int) else 0
+        limit: int = self.budget
+        return max(tokens + self.room, min(tokens + reply, limit))
 
     def _num_ctx(self, needed: int, at_least: int | None) -> int | None:
         if self.facts.cloud:
@@ -137,6 +146,11 @@ class Plan:
             last.window.get("start") == self.window.start
             and answer.get("model") == self.settings["model"]
             and self.held.settings.get("system") == self.settings.get("system")
+            and not self._gone
         )
         counted = answer.get("prompt_tokens")
         return counted if same and isinstance(counted, int) else 0
+
+
+def _estimated(system: str | None) -> float:
+    return window.estimate(system) + window.MESSAGE_OVERHEAD if system else 0.0

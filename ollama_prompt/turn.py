@@ -165,7 +165,8 @@ class _Turn:
         with interrupts.shield(last_step=True):
             self._store_prompt()
             if self.held and (self.said or self.thought):
-                self.held.store_answer([self._answer({}, done_reason, None)])
+                # With the place that its window moved to: the server keeps what it worked out for that.
+                self.held.store_answer([self._answer({}, done_reason, self.plan.record() if self.plan else None)])
 
     def _fail(self, error: ModelError) -> None:
         """Leave behind what a failed turn leaves."""

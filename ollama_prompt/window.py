@@ -7,8 +7,9 @@ again (`start`), and moves only when it is over 90 % full: then in one large ste
 it by a turn each time would have everything worked out anew each time.
 
 Sizes are real counts where there are any. An answer's record tells `prompt_tokens` (all that was sent)
-and `tokens` (the answer): the difference between two answers of the same window is the size of a turn.
-Text that was never counted is estimated, by what the counted turns beside it took per character.
+and `tokens` (the answer): together what its whole window takes, and the difference between two answers
+of the same window is the size of a turn. Text that was never counted is estimated, by what the counted
+turns beside it took per character.
 
 Where the window starts is kept in the answer's record, `window: {"start", "limit", "left_out"}`, as long
 as something is left out; a changed limit chooses anew.
@@ -36,6 +37,10 @@ LADDER = tuple(8192 * 2**step for step in range(12))
 CHARS_PER_TOKEN = 4.0
 MESSAGE_OVERHEAD = 6
 """Tokens that a chat template puts around a message; smollm2 takes 5, others up to 8."""
+PREAMBLE = 100
+"""Tokens that a template may put before the first message; they say nothing of what text takes."""
+LOOK = 2
+"""How far back turns are read, in full windows, before their counts must have told that they do not fit."""
 
 
 class Turn:
@@ -71,6 +76,11 @@ class Turn:
         if isinstance(thinking, str) and thinking:
             said = said * len(answer["content"]) // (len(answer["content"]) + len(thinking))
         return sent + said
+
+    @property
+    def model(self) -> object:
+        """The model that answered."""
+        return self.answers[-1].get("model")
 
     @property
     def window(self) -> Record:
@@ -119,6 +129,24 @@ def turns_back(newest_first: Iterable[Record]) -> Iterator[Turn]:
         yield Turn(None, answers[::-1])
 
 
+def watched(newest_first: Iterable[Record], gone: set[str]) -> Iterator[Record]:
+    """The same records; `gone` then has what was taken back after the last answer, and from in front of it.
+
+    A merge does that. The count of that answer holds it still.
+    """
+    gone.clear()
+    records = iter(newest_first)
+    for record in records:
+        yield record
+        if record["type"] == "undo":
+            gone.update(undone_ids(record))
+        elif record.get("id") in gone:
+            gone.discard(record["id"])
+        elif record["type"] == "message" and record["role"] == "assistant":
+            break
+    yield from records
+
+
 def estimate(text: str) -> float:
     """About how many tokens a text takes: a quarter of its ASCII characters, nearly one for each other."""
     if text.isascii():
@@ -140,26 +168,35 @@ def reply_room(limit: int, max_tokens: object) -> int:
 
 
 def choose(
-    newest_first: Iterator[Turn], system: float, prompt: float, limit: int, room: int, scale: float = 0.0
+    newest_first: Iterator[Turn],
+    system: float,
+    prompt: float,
+    limit: int,
+    room: int,
+    scale: float = 0.0,
+    system_before: float | None = None,
 ) -> Window:
     """The window before a new prompt.
 
-    `system` and `prompt` are estimates of what is sent anyway; `limit` and `room` are tokens. `scale` is by
-    what factor the server's count of a refused request was above our figure, 0 if none was refused.
-    Takes from `newest_first` only what the window needs.
+    `system` and `prompt` are estimates of what is sent anyway, `system_before` of the system prompt that the
+    last answer saw, if it was another; `limit` and `room` are tokens. `scale` is by what factor the server's
+    count of a refused request was above our figure, 0 if none was refused. Takes from `newest_first` only
+    what the window needs.
     """
     full = min(FULL * limit, limit - room)
-    run = _Run(system, prompt, scale or 1.0)
-    start = None
+    run = _Run(system, prompt, scale or 1.0, system if system_before is None else system_before)
+    seen = start = found = None
     for turn, older in _pairs(newest_first):
-        if not run.turns and not scale and turn.window.get("limit") == limit:
-            start = turn.window.get("start")
+        if seen is None and (turn.counted or turn.window):  # what broke off without a count tells nothing
+            seen = turn.window
+            start = seen.get("start") if seen.get("limit") == limit else None
         run.add(turn, older)
-        if run.tokens > full:
-            return run.newest(MARK * limit, full)
         if start is not None and turn.first_id == start:
-            return run.window(start)
-    return run.window(None)
+            found = start
+            break
+        if run.tokens > LOOK * full:
+            break
+    return run.window(found) if run.tokens <= full else run.newest(full * MARK / FULL, full)
 
 
 def _pairs(turns: Iterator[Turn]) -> Iterator[tuple[Turn, Turn | None]]:
@@ -172,40 +209,88 @@ def _pairs(turns: Iterator[Turn]) -> Iterator[tuple[Turn, Turn | None]]:
 
 
 class _Run:
-    """Turns, newest first, and how many tokens they take together with the new prompt."""
+    """Turns, newest first, and how many tokens they take together with the system prompt and the new prompt.
 
-    def __init__(self, system: float, prompt: float, scale: float) -> None:
+    `last` is the newest turn that was counted: its count is the truth about all that it saw. Differences say
+    how that is shared out, and what they leave (the system prompt with the first turn, a turn that moved the
+    window) is shared by the estimates as soon as the run reaches the start of that window.
+    """
+
+    def __init__(self, system: float, prompt: float, scale: float, system_before: float) -> None:
         self.turns: list[Turn] = []
         self.system = system
         self.prompt = prompt
         self.scale = scale
+        self.last: Turn | None = None
+        self._system_before = system_before
+        self._share = 0.0  # what the server counts for one estimated token of what differences leave
+        self._newer = 0  # turns behind `last`
         self._sizes: list[tuple[float, float]] = []  # (counted or 0, estimated)
-        self._counted = self._estimated_of_counted = self._uncounted = 0.0
+        self._counted = self._uncounted = 0.0
+        self._text = self._estimated_text = 0.0  # of turns whose own size was counted
+        self._first_ratio = 1.0
 
     def add(self, turn: Turn, older: Turn | None) -> None:
         """Take one more, older turn."""
+        if self.last is None and turn.counted:
+            self.last, self._newer = turn, len(self.turns)
         estimated = estimate_messages(turn.messages)
-        counted = _counted(turn, older, estimated, self.system)
+        counted = self._difference(turn, older, estimated)
         self.turns.append(turn)
         self._sizes.append((counted, estimated))
         self._counted += counted
-        self._estimated_of_counted += estimated if counted else 0
         self._uncounted += 0 if counted else estimated
+        self._text += counted
+        self._estimated_text += estimated if counted else 0
+        if self.last:
+            start = self.last.window.get("start")
+            begins = older is None if start is None else turn.first_id == start
+            if begins:
+                self._share_out(self.last.counted)
+
+    def _difference(self, turn: Turn, older: Turn | None, estimated: float) -> float:
+        """What the turn took as the server counted it; 0 where two counts of one window do not tell."""
+        if self.last is None or older is None or not older.counted:
+            return 0
+        same_model = turn.model == older.model == self.last.model
+        if not same_model or older.window.get("start") != turn.window.get("start"):
+            return 0
+        counted = turn.counted - older.counted
+        return counted if _is_plausible(counted, estimated) else 0
+
+    def _share_out(self, whole: float) -> None:
+        """Give what no difference tells the rest of `whole`, which is all that `last` saw."""
+        inside = self._sizes[self._newer :]
+        estimated = self._system_before + sum(estimated for counted, estimated in inside if not counted)
+        rest = whole - sum(counted for counted, _ in inside)
+        if not _is_plausible(rest, estimated):
+            return
+        self._share = share = rest / estimated
+        self._first_ratio = min(share, max(1.0, (rest - PREAMBLE) / estimated))
+        self._sizes[self._newer :] = [(counted or estimated * share, estimated) for counted, estimated in inside]
+        self._counted = sum(counted for counted, _ in self._sizes)
+        self._uncounted = sum(estimated for counted, estimated in self._sizes if not counted)
 
     @property
     def ratio(self) -> float:
         """What text takes to what we would estimate, learned from the turns that were counted."""
-        return self._counted / self._estimated_of_counted if self._counted else 1.0
+        return self._text / self._estimated_text if self._text else self._first_ratio
+
+    @property
+    def fixed(self) -> float:
+        """What the system prompt and the new prompt take."""
+        known = self._share and self.system == self._system_before
+        return self.system * (self._share if known else self.ratio) + self.prompt * self.ratio
 
     @property
     def tokens(self) -> float:
         """What all of it takes."""
-        return (self._counted + (self._uncounted + self.system + self.prompt) * self.ratio) * self.scale
+        return (self._counted + self._uncounted * self.ratio + self.fixed) * self.scale
 
     def newest(self, most: float, at_least_one: float) -> Window:
         """As many of the newest turns as fit `most` tokens; one, if only that fits `at_least_one`."""
         ratio = self.ratio
-        fits = (self.system + self.prompt) * ratio * self.scale
+        fits = self.fixed * self.scale
         number = 0
         for counted, estimated in self._sizes:
             tokens = fits + (counted or estimated * ratio) * self.scale
@@ -220,20 +305,12 @@ class _Run:
         return Window(self.turns[::-1], self.tokens, start)
 
 
-def _counted(turn: Turn, older: Turn | None, estimated: float, system: float) -> float:
-    """What the turn took as the server counted it; 0 where that is not known.
+def _is_plausible(counted: float, estimated: float) -> bool:
+    """Whether a count can belong to a text.
 
-    Counts that cannot belong to this text (another program's, a merge's) are off by far more than any
-    two tokenizers are, and not taken.
+    Those that cannot (another program's, a merge's) are off by far more than any two tokenizers are.
     """
-    start = turn.window.get("start")
-    if older is None or (start is not None and start == turn.first_id):
-        counted = turn.counted - round(system)
-    elif older.counted and older.window.get("start") == start:
-        counted = turn.counted - older.counted
-    else:
-        return 0
-    return counted if estimated / 8 < counted < estimated * 8 else 0
+    return estimated / 8 < counted < estimated * 8
 
 
 def num_ctx(needed: int, loaded: int | None, model_limit: int | None) -> int:
