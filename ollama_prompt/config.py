@@ -33,6 +33,7 @@ _NUMBER_OPTIONS = {
 }  # fmt: skip
 _DURATION = r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|ms|s|m|h))+"
 _LARGEST_INTEGER = 2**63 - 1
+_DEEPEST = 100
 
 
 class Request:
@@ -336,9 +337,24 @@ def option(text: str) -> tuple[str, Any]:
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
     typed = _typed(value)
+    if _is_deep(typed):
+        raise ValueError(f"{name} is nested too deep")
     if name == "stop":
         return name, [str(stop) for stop in typed] if isinstance(typed, list) else [valid_text(value)]
     return name, typed
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a value is nested deeper than can be stored and sent, with room for what goes around it."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (list, dict))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
 
 
 def _typed(value: str) -> Any:
@@ -346,6 +362,8 @@ def _typed(value: str) -> Any:
 
     try:
         typed = json.loads(value, parse_constant=lambda _: value)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except ValueError:
         return valid_text(value)
     return valid_text(value) if isinstance(typed, int) and abs(typed) > _LARGEST_INTEGER else typed

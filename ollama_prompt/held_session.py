@@ -18,8 +18,7 @@ import os
 from contextlib import contextmanager, suppress
 
 from ollama_prompt import index, records, session_file
-from ollama_prompt.errors import StoreUnreadable
-from ollama_prompt.layout import Layout, cannot_write
+from ollama_prompt.layout import Layout, cannot_read, cannot_write
 from ollama_prompt.session_file import Reading
 from ollama_prompt.summary import NeedsWholeFile, Summary
 
@@ -70,7 +69,7 @@ class HeldSession:
         path = self._find_again()
         if path is None:
             return
-        with _read_errors(path):
+        with _read_errors():
             reading = self._reading
             if reading is None or session_file.stamp_at(path) != reading.stamp:
                 reading = session_file.read(path, self.session_id)
@@ -179,7 +178,7 @@ class HeldSession:
     def _find_again(self) -> str | None:
         """Where the file is now: at its place, or moved elsewhere in the store, or nowhere."""
         if self.path is not None and not os.path.exists(self.path):
-            found = self._layout.everywhere(self.session_id)
+            found = self._layout.find(self.session_id)
             if not found:
                 return None
             self.path = found[0]
@@ -225,8 +224,8 @@ def _write_errors(session_id: str) -> Iterator[None]:
 
 
 @contextmanager
-def _read_errors(path: str) -> Iterator[None]:
+def _read_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreUnreadable(f"cannot read {path}: {error.strerror or error}") from error
+        raise cannot_read(error) from error

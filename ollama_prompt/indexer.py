@@ -11,9 +11,16 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from ollama_prompt import clock
 from ollama_prompt.catalogue import Catalogue, id_of
-from ollama_prompt.errors import SessionBusy, SessionNotFound, StoreUnreadable, StoreWriteFailed
+from ollama_prompt.errors import (
+    OllamaPromptError,
+    SessionBusy,
+    SessionNotFound,
+    StoreError,
+    StoreUnreadable,
+    StoreWriteFailed,
+)
 from ollama_prompt.index import IndexUnusable, Row
-from ollama_prompt.layout import cannot_write, is_file
+from ollama_prompt.layout import cannot_read, cannot_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,6 +80,10 @@ class Indexer:
             held = HeldSession(self.layout, session_id, self._note, claim=lambda: self._claim(session_id, stack))
             try:
                 yield held
+            except OllamaPromptError as error:
+                if held.path is None:
+                    error.session_id = None  # there is no such session
+                raise
             finally:
                 self._keep_index(held)
                 if held.path is None and os.path.isdir(self.layout.locks):
@@ -100,7 +111,7 @@ class Indexer:
         try:
             found, reading = session_file.load(path, session_id)
         except OSError as error:
-            raise StoreUnreadable(f"cannot read {path}: {error.strerror or error}", session_id=session_id) from error
+            raise cannot_read(error, session_id) from error
         return reading.summary.listed() | {"path": path}, found, reading
 
     def delete(self, session_id: str) -> None:
@@ -121,10 +132,14 @@ class Indexer:
         return self.catalogue.listing()
 
     def purge(self, days: int, dry_run: bool) -> tuple[list[str], list[str]]:
-        """Remove what was last used more than `days` days ago (0: everything): (removed, in use)."""
+        """Remove what was last used more than `days` days ago (0: everything): (removed, in use).
+
+        What cannot be removed holds up nothing else; it is raised at the end.
+        """
         cutoff = clock.days_ago(days) if days else None
         removed: list[str] = []
         skipped: list[str] = []
+        failed: list[StoreError] = []
         rows = self.catalogue.rows()
         for row in rows:
             if not _is_unused(row.last_used, cutoff):
@@ -134,11 +149,13 @@ class Indexer:
                     removed.append(row.session_id)
             except SessionBusy:
                 skipped.append(row.session_id)
+            except StoreError as error:
+                failed.append(error)
         if not dry_run:
-            if removed:
-                self.catalogue.forget(removed)
-            for session_id in self.layout.locked() - {row.session_id for row in rows}:
-                self._clear_away(session_id)
+            self._forget(removed, {row.session_id for row in rows})
+        if failed:
+            failed[0].message += f"; {len(removed)} others were removed" if removed and not dry_run else ""
+            raise failed[0]
         return removed, skipped
 
     def check(self) -> tuple[int, list[dict[str, Any]], str]:
@@ -166,8 +183,7 @@ class Indexer:
     def _files_of(self, session_id: str) -> tuple[list[str], dict[str, Row]]:
         """The files of a session, usually one, and the rows that the index has for such paths."""
         rows = {self.layout.absolute(row.path): row for row in self._rows_of(session_id)}
-        found = list(dict.fromkeys([*self.layout.candidates(session_id), *filter(is_file, rows)]))
-        return found or self.layout.everywhere(session_id), rows
+        return self.layout.find(session_id, rows), rows
 
     def _read(self, path: str) -> Reading:
         return self.catalogue.read_file(self.layout.name(path))
@@ -204,6 +220,13 @@ class Indexer:
                 self._remove_files(session_id)
         return True
 
+    def _forget(self, removed: list[str], known: set[str]) -> None:
+        """Drop the rows of sessions that were removed, and what killed processes left of unknown ones."""
+        if removed:
+            self.catalogue.forget(removed)
+        for session_id in self.layout.locked() - known:
+            self._clear_away(session_id)
+
     def _is_unused(self, found: list[str], rows: dict[str, Row], cutoff: str | None) -> bool:
         """Whether there are files, all of which a purge removes, and none was used since the cutoff."""
         for path in found:
@@ -218,7 +241,7 @@ class Indexer:
         """Remove every file of a session that is held, and its lock. Raises `StoreWriteFailed`."""
         from ollama_prompt import session_file
 
-        while paths := self.layout.candidates(session_id) or self.layout.everywhere(session_id):
+        while paths := self.layout.find(session_id):
             for path in paths:
                 try:
                     session_file.remove(path)
@@ -273,6 +296,8 @@ class Indexer:
     def _lock(self, name: str, timeout: float) -> AbstractContextManager[None]:
         from ollama_prompt import locks
 
+        with suppress(StoreWriteFailed):  # a full disk must not keep anyone from deleting
+            self.layout.make()  # the store may have come as files only, from git or a backup
         path = self.layout.lock(name)
         if name == "index":
             return locks.hold(path, timeout)

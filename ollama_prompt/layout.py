@@ -14,10 +14,15 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import suppress
 
 from ollama_prompt import clock
-from ollama_prompt.errors import StoreWriteFailed
+from ollama_prompt.errors import StoreUnreadable, StoreWriteFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SUFFIX = ".jsonl"
 
@@ -72,56 +77,82 @@ class Layout:
     def make(self, folder: str | None = None) -> None:
         """Make the store, and `folder` in it, where they are missing. Raises `StoreWriteFailed`."""
         try:
-            if not os.path.isdir(self.locks):
-                os.makedirs(self.home, 0o700, exist_ok=True)
-                for made in (self.sessions, self.locks):
+            for made in (self.home, self.sessions, self.locks, folder):
+                if made and not os.path.isdir(made):
                     os.makedirs(made, 0o700, exist_ok=True)
-                self._write_once(".gitignore", GITIGNORE)
-                self._write_once(".gitattributes", GITATTRIBUTES)
-            if folder and not os.path.isdir(folder):
-                os.makedirs(folder, 0o700, exist_ok=True)
+            self._write_once(".gitignore", GITIGNORE)
+            self._write_once(".gitattributes", GITATTRIBUTES)
         except OSError as error:
             raise cannot_write(error) from error
 
     def _write_once(self, name: str, text: str) -> None:
-        with (
-            suppress(FileExistsError),
-            open(os.path.join(self.home, name), "x", encoding="utf-8", newline="\n") as file,
-        ):
-            file.write(text)
+        """Write a file that is missing, under another name first: half of it would stay for good."""
+        path = os.path.join(self.home, name)
+        if os.path.lexists(path):
+            return
+        unfinished = f"{path}.{os.getpid()}.tmp"
+        try:
+            with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+            os.replace(unfinished, path)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(unfinished)
+            raise
 
-    def candidates(self, session_id: str) -> list[str]:
-        """Files of this session where they usually lie: in `sessions` or a visible folder directly below it.
+    def find(self, session_id: str, known: Iterable[str] = ()) -> list[str]:
+        """Files of this session, usually one. Raises `StoreUnreadable`.
 
-        Costs a look into each folder's name, not a listing of every session.
+        They are looked for where they usually lie: in `sessions`, in a visible folder directly below it, or at a
+        `known` path. That costs a look at one name in each folder. Only if there is none, all folders are read.
         """
-        folders = [self.sessions, *self._folders()]
-        paths = [os.path.join(folder, session_id + SUFFIX) for folder in folders]
-        return list(filter(is_file, paths))
+        unread: list[OSError] = []
+        name = session_id + SUFFIX
+        usual = [os.path.join(folder, name) for folder in self._folders(unread)]
+        found = _files_among([*usual, *known], unread) or _files_among(self._everywhere(name, unread), unread)
+        if unread and not found:  # "there is no such session" must be true
+            raise cannot_read(unread[0], session_id)
+        return found
 
-    def _folders(self) -> list[str]:
+    def _folders(self, unread: list[OSError]) -> list[str]:
         try:
             with os.scandir(self.sessions) as entries:
-                return sorted(
-                    entry.path
-                    for entry in entries
-                    if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
-                )
-        except (FileNotFoundError, NotADirectoryError):
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
+                return [self.sessions, *sorted(entry.path for entry in visible if entry.is_dir(follow_symlinks=False))]
+        except OSError as error:
+            _remember(error, unread)
             return []
 
-    def everywhere(self, session_id: str) -> list[str]:
-        """Files of this session anywhere below `sessions`."""
-        found = []
-        for folder, folders, names in os.walk(self.sessions):
+    def _everywhere(self, name: str, unread: list[OSError]) -> list[str]:
+        found: list[str] = []
+        for folder, folders, names in os.walk(self.sessions, onerror=lambda error: _remember(error, unread)):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [os.path.join(folder, name) for name in names if name == session_id + SUFFIX]
-        return list(filter(is_file, found))
+            found += [os.path.join(folder, name)] if name in names else []
+        return found
 
 
-def is_file(path: str) -> bool:
-    """Whether a file lies there itself, not a link to one."""
-    return os.path.isfile(path) and not os.path.islink(path)
+def _files_among(paths: list[str], unread: list[OSError]) -> list[str]:
+    """The paths at which a file lies itself, not a link to one."""
+    found = []
+    for path in dict.fromkeys(paths):
+        try:
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                found.append(path)
+        except OSError as error:
+            _remember(error, unread)
+    return found
+
+
+def _remember(error: OSError, unread: list[OSError]) -> None:
+    """Keep an error that leaves open whether something is there."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        unread.append(error)
+
+
+def cannot_read(error: OSError, session_id: str | None = None) -> StoreUnreadable:
+    """An error of the operating system while reading as ours."""
+    where = error.filename or "the store"
+    return StoreUnreadable(f"cannot read {where}: {error.strerror or error}", session_id=session_id)
 
 
 def cannot_write(error: OSError, session_id: str | None = None) -> StoreWriteFailed:

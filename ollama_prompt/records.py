@@ -105,8 +105,19 @@ def settings_of(record: Record) -> Record:
 
 
 def _is_a(value: object, kind: type | tuple[type, ...]) -> bool:
-    """isinstance, but for true and false, which Python takes for numbers."""
+    """isinstance, but for true and false, which Python takes for numbers; and what is nested too deep is nothing."""
+    if isinstance(value, dict) and not _can_be_encoded(value):
+        return False
     return isinstance(value, kind) and (not isinstance(value, bool) or kind == SETTINGS["think"])
+
+
+def _can_be_encoded(value: object) -> bool:
+    """Whether it can be stored and sent: more can be read than written, and less where it lies deeper."""
+    try:
+        orjson.dumps([[[[value]]]])
+    except TypeError:
+        return False
+    return True
 
 
 def undone_ids(record: Record) -> list[str]:
