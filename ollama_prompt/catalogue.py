@@ -15,7 +15,7 @@ from stat import S_ISREG
 
 from ollama_prompt import clock
 from ollama_prompt.errors import SessionBusy, StoreError, StoreUnreadable, StoreWriteFailed
-from ollama_prompt.index import BUSY_SECONDS, Index, IndexUnusable, Row, is_young, read_time_ns
+from ollama_prompt.index import BUSY_SECONDS, Index, IndexUnusable, Row, can_keep, is_young, read_time_ns
 from ollama_prompt.layout import SUFFIX, Layout
 
 TYPE_CHECKING = False
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Lock = Callable[[float], AbstractContextManager[None]]
 
 FOREIGN_HINT = "move it away, or let OLLAMA_PROMPT_DB_PATH name another place for the index"
+UNREADABLE_HINT = "give yourself permission, or let OLLAMA_PROMPT_DB_PATH name another place for the index"
 _NAME_LENGTH = 36 + len(SUFFIX)
 
 
@@ -42,7 +43,7 @@ class Catalogue:
         self.index = Index(layout.index, os.path.join(layout.locks, "index.made"))
         self._lock = lock
         self._note = note
-        self._has_warned = False
+        self._told: set[str] = set()
 
     def listing(self) -> list[bytes]:
         """Every session once, as its line of the listing in JSON, newest use first."""
@@ -50,29 +51,30 @@ class Catalogue:
             entries, doubled = self._refreshed()
             if not doubled:
                 return [entry[-1] for entry in entries]
-        except IndexUnusable:
-            pass
-        return [row.entry(self._folder)[-1] for row in self.rows()]
+            rows = self.index.rows()
+        except IndexUnusable as error:
+            rows = self._in_memory(error)
+        return [row.entry(self._folder)[-1] for row in _one_each(rows)]
 
-    def rows(self) -> list[Row]:
-        """The row of every session, newest use first; of several files the one with the most records."""
+    def rows(self) -> list[tuple[Row, list[str]]]:
+        """Every session, newest use first: the row of its file with the most records, and all its files."""
         try:
             self._refreshed()
             rows = self.index.rows()
         except IndexUnusable as error:
-            self.warn(error)
-            rows = self._in_memory()
-        rows.sort(key=lambda row: (-row.record_count, row.path))
-        best: dict[str, Row] = {}
+            rows = self._in_memory(error)
+        paths: dict[str, list[str]] = {}
         for row in rows:
-            best.setdefault(row.session_id, row)
-        by_path = sorted(best.values(), key=lambda row: row.path)  # the order of the index where uses are equal
-        return sorted(by_path, key=lambda row: (row.last_used, row.last_id), reverse=True)
+            paths.setdefault(row.session_id, []).append(self.layout.absolute(row.path))
+        return [(row, paths[row.session_id]) for row in _one_each(rows)]
 
     def rebuild(self, lock_timeout: float) -> int:
         """Throw the index away and build it again; the number of sessions. Raises `StoreError`s."""
-        if self.index.state() == "foreign":
+        state = self.index.state()
+        if state == "foreign":
             raise StoreUnreadable(f"{self.index.path} is not an index of ollama-prompt", hint=FOREIGN_HINT)
+        if state == "unreadable":
+            raise StoreUnreadable(f"{self.index.path} may not be read", hint=UNREADABLE_HINT)
         if not os.path.isdir(self.layout.sessions):
             return 0
         self.layout.make()
@@ -95,12 +97,12 @@ class Catalogue:
         """The state of the index, given what reading every file gave."""
         state = self.index.state()
         if state not in {"ok", "old"}:
-            return state
+            return "stale" if state == "unreadable" else state
         try:
             known = {entry[0]: entry for entry in self.index.entries(self._folder)[0]}
         except IndexUnusable as error:
             return "stale" if state == "old" or error.state == "busy" else error.state
-        fresh = {row.path: row.entry(self._folder) for row in rows}
+        fresh = {row.path: row.entry(self._folder) for row in rows if can_keep(row.path)}
         # A size of -1 says that the file was read young, which makes no row wrong.
         same = known.keys() == fresh.keys() and all(
             entry[2:] == fresh[path][2:] and entry[1] in {-1, fresh[path][1]} for path, entry in known.items()
@@ -108,10 +110,16 @@ class Catalogue:
         return "ok" if same else "stale"
 
     def warn(self, unusable: IndexUnusable) -> None:
-        """Say, once, that a file which is not ours lies where the index belongs."""
-        if unusable.state == "foreign" and not self._has_warned:
-            self._has_warned = True
-            self._note(f"{self.index.path} is not an index of ollama-prompt: left untouched; {FOREIGN_HINT}")
+        """Say, once, that the index will stay unusable until somebody does something about it."""
+        if unusable.state == "foreign":
+            self._tell(f"{self.index.path} is not an index of ollama-prompt: left untouched; {FOREIGN_HINT}")
+        elif unusable.state == "unreadable":
+            self._tell(f"{self.index.path} may not be read: all works more slowly without it; {UNREADABLE_HINT}")
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._note(text)
 
     # --- Files ---------------------------------------------------------------------------------
 
@@ -122,8 +130,16 @@ class Catalogue:
     def differences(self, known: list[Entry]) -> tuple[list[str], list[str]]:
         """(Files to be read: new, changed or last read young; paths in `known` whose file is gone).
 
-        The loop that every listing runs for every session: it does nothing but look.
+        Raises `StoreUnreadable`.
         """
+        try:
+            return self._compare(known)
+        except OSError as error:
+            where = error.filename or self.layout.sessions
+            raise StoreUnreadable(f"cannot read {where}: {error.strerror or error}") from error
+
+    def _compare(self, known: list[Entry]) -> tuple[list[str], list[str]]:
+        """The loop that every listing runs for every session: it does nothing but look."""
         rows = {entry[0]: entry for entry in known}
         stale: list[str] = []
         found = 0
@@ -156,7 +172,7 @@ class Catalogue:
         return [path for path in rows if path not in there]
 
     def _open_folders(self, folders: list[tuple[str, str]]) -> Iterator[tuple[str, Iterator[os.DirEntry[str]]]]:
-        """Open the folders in the list, which may grow meanwhile, one after the other. Raises `StoreUnreadable`."""
+        """Open the folders in the list, which may grow meanwhile, one after the other."""
         while folders:
             prefix, folder = folders.pop()
             try:
@@ -165,8 +181,6 @@ class Catalogue:
             except (FileNotFoundError, NotADirectoryError) as error:
                 if not prefix and os.path.lexists(self.layout.home) and not os.path.isdir(self.layout.home):
                     raise StoreUnreadable(f"{self.layout.home} is no folder") from error
-            except OSError as error:
-                raise StoreUnreadable(f"cannot read {folder}: {error.strerror}") from error
 
     def read_file(self, path: str, saved: dict[str, Any] | None = None) -> Reading:
         """Read one file, given its path relative to `sessions`. Raises `StoreUnreadable`."""
@@ -187,7 +201,7 @@ class Catalogue:
                 reading = self.read_file(path, known[path].saved if path in known else None)
             except StoreUnreadable as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
-                    self._note(error.message)
+                    self._tell(error.message)
                 continue
             rows.append(Row.of(path, reading, is_young(reading.stamp, read_at)))
         return rows
@@ -200,7 +214,7 @@ class Catalogue:
             entries, doubled = self.index.entries(self._folder)
         except IndexUnusable as error:
             # Without files there is nothing to make an index for: listing an empty store leaves no trace.
-            if error.state not in {"missing", "corrupt"} or not self.files():
+            if error.state != "corrupt" and (error.state != "missing" or not self.files()):
                 raise
             self._change_locked(self._rebuild)
             return self.index.entries(self._folder)
@@ -218,22 +232,49 @@ class Catalogue:
             raise IndexUnusable("busy") from error
 
     def _rebuild(self) -> None:
-        self.index.rebuild(self._read_files(self.files(), {}))
+        paths = self.files()
+        self.index.rebuild(self._read_files(paths, {}))
+        _must_keep(paths)
 
     def _refresh(self) -> None:
         """Tell the index what has changed; what another process read while we waited need not be read again."""
         stale, gone = self.differences(self.index.entries(self._folder)[0])
-        known = self.index.at([*stale, *gone])
-        self.index.change(self._read_files(stale, known), gone, known)
+        try:
+            known = self.index.at([*stale, *gone])
+            rows = self._read_files(stale, known)
+            unread = set(stale).difference(row.path for row in rows)
+            self.index.change(rows, [*gone, *unread], known)
+        except IndexUnusable as error:  # corrupt where the listing does not look
+            if error.state != "corrupt":
+                raise
+            self._rebuild()
+        _must_keep(stale)
 
-    def _in_memory(self) -> list[Row]:
+    def _in_memory(self, unusable: IndexUnusable) -> list[Row]:
         """The rows as they should be, when the index cannot be brought there: only what is wrong is read."""
+        self.warn(unusable)
         known: dict[str, Row] = {}
         with suppress(IndexUnusable):
-            known = {row.path: row for row in self.index.rows()}
+            known = {row.path: row for row in self.index.rows(wait=False)}
         stale, gone = self.differences([row.entry(self._folder) for row in known.values()])
         wrong = {*stale, *gone}
         return [*(row for path, row in known.items() if path not in wrong), *self._read_files(stale, known)]
+
+
+def _one_each(rows: list[Row]) -> list[Row]:
+    """Of every session the file with the most records; newest use first."""
+    rows.sort(key=lambda row: (-row.record_count, row.path))
+    best: dict[str, Row] = {}
+    for row in rows:
+        best.setdefault(row.session_id, row)
+    by_path = sorted(best.values(), key=lambda row: row.path)  # the order of the index where uses are equal
+    return sorted(by_path, key=lambda row: (row.last_used, row.last_id), reverse=True)
+
+
+def _must_keep(paths: list[str]) -> None:
+    """The index alone is no answer where it has no row for a file. Raises `IndexUnusable`."""
+    if not all(map(can_keep, paths)):
+        raise IndexUnusable("busy")
 
 
 def id_of(path: str) -> str:

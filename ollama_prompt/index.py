@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import stat
 import time
 from contextlib import contextmanager, suppress
 
@@ -69,7 +70,7 @@ _ROWS = "SELECT files.*, saved FROM files JOIN readings USING (path)"
 
 
 class IndexUnusable(Exception):
-    """The index cannot be used now: "missing", "foreign", "corrupt" or "busy"."""
+    """The index cannot be used now: "missing", "foreign", "unreadable", "corrupt" or "busy"."""
 
     def __init__(self, state: str) -> None:
         super().__init__(state)
@@ -126,8 +127,12 @@ def path_json(path: str) -> str:
     A name that is no valid Unicode, which neither SQLite nor UTF-8 takes, is escaped.
     """
     path = path.replace("/", os.sep)
-    is_valid = path.isascii() or path.encode("utf-8", "replace").decode() == path
-    return json.dumps(path, ensure_ascii=not is_valid)[1:-1]
+    return json.dumps(path, ensure_ascii=not can_keep(path))[1:-1]
+
+
+def can_keep(path: str) -> bool:
+    """Whether a path is valid Unicode. Of a file whose path is not there is no row: it is read every time."""
+    return path.isascii() or path.encode("utf-8", "replace").decode() == path
 
 
 def is_young(stamp: Stamp, read_at_ns: int) -> bool:
@@ -145,14 +150,16 @@ class Index:
         self.made = made
 
     def state(self) -> str:
-        """What lies at the path: "ok", "old", "missing", "corrupt" or "foreign". Opens no database."""
+        """What lies at the path: "ok", "old", "missing", "corrupt", "foreign" or "unreadable". Opens no database."""
         try:
+            if not stat.S_ISREG(os.stat(self.path).st_mode):
+                return "foreign"  # a folder; a pipe, which would be waited for; a device, which is everybody's
             with open(self.path, "rb") as file:
                 head = file.read(100)
         except (FileNotFoundError, NotADirectoryError):
             return "missing"
         except OSError:
-            return "foreign"
+            return "unreadable"
         if not head:
             return "missing"
         if len(head) < 100 or not head.startswith(b"SQLite format 3\0"):
@@ -171,9 +178,9 @@ class Index:
             entries = database.execute(_ENTRIES, (path_json(folder),)).fetchall()
             return entries, {row[0] for row in database.execute(_DOUBLED)}
 
-    def rows(self) -> list[Row]:
-        """All rows. Raises `IndexUnusable`."""
-        with self._reading() as database:
+    def rows(self, wait: bool = True) -> list[Row]:
+        """All rows; with `wait` False only if they can be had at once. Raises `IndexUnusable`."""
+        with self._reading(wait) as database:
             return [_row(values) for values in database.execute(_ROWS)]
 
     def find(self, session_id: str) -> list[Row]:
@@ -184,7 +191,9 @@ class Index:
     def at(self, paths: Iterable[str]) -> dict[str, Row]:
         """The rows of these files, as far as there are any. Raises `IndexUnusable`."""
         with self._reading() as database:
-            found = [database.execute(f"{_ROWS} WHERE path = ?", (path,)).fetchone() for path in paths]
+            found = [
+                database.execute(f"{_ROWS} WHERE path = ?", (path,)).fetchone() for path in filter(can_keep, paths)
+            ]
             return {row[2]: _row(row) for row in found if row}
 
     def put(self, row: Row) -> None:
@@ -206,7 +215,9 @@ class Index:
         """
         stamps = {path: row.stamp for path, row in seen.items()}
         with self._writing() as database:
-            kept = [row for row in put if _stamp_now(database, row.path) == stamps.get(row.path)]
+            new = [row for row in put if can_keep(row.path)]
+            kept = [row for row in new if _stamp_now(database, row.path) == stamps.get(row.path)]
+            gone = filter(can_keep, gone)
             _delete(database, [(path,) for path in gone if _stamp_now(database, path) == stamps.get(path)])
             _insert(database, kept)
 
@@ -225,8 +236,9 @@ class Index:
 
     def _replace_rows(self, rows: list[Row]) -> None:
         with self._writing() as database:
-            database.execute("DELETE FROM files")
-            database.execute("DELETE FROM readings")
+            for table in ("files", "readings"):  # made anew: with our mark, they may be of another shape
+                database.execute(f"DROP TABLE IF EXISTS {table}")
+            _make_tables(database)
             _insert(database, rows)
 
     def discard(self) -> None:
@@ -236,10 +248,10 @@ class Index:
                 os.unlink(path)
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def _reading(self, wait: bool = True) -> Iterator[sqlite3.Connection]:
         if (state := self.state()) != "ok":
             raise IndexUnusable("corrupt" if state == "old" else state)
-        with _translated(), _connected(self.path) as database:
+        with _translated(), _connected(self.path, BUSY_SECONDS if wait else 0) as database:
             yield database
 
     @contextmanager
@@ -248,7 +260,7 @@ class Index:
         state = self.state()
         if state not in {"ok", "missing"}:
             raise IndexUnusable("corrupt" if state == "old" else state)
-        with _translated(), _connected(self.path) as database:
+        with _translated(), _connected(self.path, BUSY_SECONDS) as database:
             database.execute("PRAGMA synchronous = NORMAL")
             self._begin(database)
             if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
@@ -275,8 +287,9 @@ class Index:
         return status.st_size, status.st_mtime_ns
 
     def _make(self, database: sqlite3.Connection) -> None:
-        for statement in _SCHEMA.split(";"):
-            database.execute(statement)
+        if database.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise IndexUnusable("foreign")  # laid there since we looked
+        _make_tables(database)
         with suppress(OSError):
             os.chmod(self.path, 0o600)
         with suppress(OSError):
@@ -295,10 +308,24 @@ def _row(values: tuple[Any, ...]) -> Row:
     row = Row(values[2], values[3], values[4:8], bool(values[8]))
     row.last_used, row.last_id, row.record_count, row.listed = *values[:2], *values[9:11]
     row.saved = json.loads(values[12])
+    if row.saved.keys() != _saved_keys():
+        raise ValueError("no saved reading")
     return row
 
 
+def _saved_keys() -> set[str]:
+    from ollama_prompt.summary import SAVED  # not for the listing, which takes no rows
+
+    return {*SAVED, "end", "crc"}
+
+
+def _make_tables(database: sqlite3.Connection) -> None:
+    for statement in _SCHEMA.split(";"):
+        database.execute(statement)
+
+
 def _insert(database: sqlite3.Connection, rows: list[Row]) -> None:
+    rows = [row for row in rows if can_keep(row.path)]
     saved = ((row.path, json.dumps(row.saved, ensure_ascii=False, separators=(",", ":"))) for row in rows)
     database.executemany(f"INSERT OR REPLACE INTO files VALUES ({', '.join('?' * 12)})", (row.values() for row in rows))
     database.executemany("INSERT OR REPLACE INTO readings VALUES (?, ?)", saved)
@@ -316,8 +343,8 @@ def _stamp_now(database: sqlite3.Connection, path: str) -> tuple[Any, ...] | Non
 
 
 @contextmanager
-def _connected(path: str) -> Iterator[sqlite3.Connection]:
-    database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+def _connected(path: str, timeout: float) -> Iterator[sqlite3.Connection]:
+    database = sqlite3.connect(path, timeout=timeout, isolation_level=None)
     try:
         yield database
     finally:
@@ -331,7 +358,7 @@ def _translated() -> Iterator[None]:
     except sqlite3.OperationalError as error:
         busy = ("locked", "busy", "readonly", "unable to open", "full", "I/O", "authorized", "read-only")
         raise IndexUnusable("busy" if any(word in str(error) for word in busy) else "corrupt") from error
-    except (sqlite3.Error, ValueError, KeyError) as error:
+    except (sqlite3.Error, ValueError, KeyError, AttributeError) as error:
         raise IndexUnusable("corrupt") from error
     except OSError as error:
         raise IndexUnusable("busy") from error

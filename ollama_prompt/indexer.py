@@ -24,7 +24,7 @@ from ollama_prompt.layout import cannot_read, cannot_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -92,7 +92,9 @@ class Indexer:
     def locate(self, session_id: str) -> tuple[str, Row | None]:
         """The session's file, and its row if that holds for the file as it is. Raises `SessionNotFound`.
 
-        Of several files with the same id the one with the most records is used.
+        Of several files with the same id the one with the most records is used; a second one deep in folders of
+        the user's own is known from the next listing on. A young row is believed here: every turn leaves one, and
+        reading the whole file before every next turn would cost more than an edit within that tick can spoil.
         """
         found, rows = self._files_of(session_id)
         if not found:
@@ -141,18 +143,18 @@ class Indexer:
         skipped: list[str] = []
         failed: list[StoreError] = []
         rows = self.catalogue.rows()
-        for row in rows:
+        for row, paths in rows:
             if not _is_unused(row.last_used, cutoff):
                 continue
             try:
-                if self._purge_one(row.session_id, cutoff, dry_run):
+                if self._purge_one(row.session_id, paths, cutoff, dry_run):
                     removed.append(row.session_id)
             except SessionBusy:
                 skipped.append(row.session_id)
             except StoreError as error:
                 failed.append(error)
         if not dry_run:
-            self._forget(removed, {row.session_id for row in rows})
+            self._forget(removed, {row.session_id for row, _ in rows})
         if failed:
             failed[0].message += f"; {len(removed)} others were removed" if removed and not dry_run else ""
             raise failed[0]
@@ -180,10 +182,10 @@ class Indexer:
 
     # --- Details -------------------------------------------------------------------------------
 
-    def _files_of(self, session_id: str) -> tuple[list[str], dict[str, Row]]:
+    def _files_of(self, session_id: str, known: Iterable[str] = ()) -> tuple[list[str], dict[str, Row]]:
         """The files of a session, usually one, and the rows that the index has for such paths."""
         rows = {self.layout.absolute(row.path): row for row in self._rows_of(session_id)}
-        return self.layout.find(session_id, rows), rows
+        return self.layout.find(session_id, [*rows, *known]), rows
 
     def _read(self, path: str) -> Reading:
         return self.catalogue.read_file(self.layout.name(path))
@@ -203,17 +205,17 @@ class Indexer:
         reading.end, reading.crc = row.saved["end"], row.saved["crc"]
         return path, reading, True
 
-    def _purge_one(self, session_id: str, cutoff: str | None, dry_run: bool) -> bool:
+    def _purge_one(self, session_id: str, known: list[str], cutoff: str | None, dry_run: bool) -> bool:
         """Remove one session if nobody holds it and it is still unused; whether it was, or would be.
 
         Nobody holds a session that has no lock file: a dry run makes none.
         """
         if dry_run and not os.path.exists(self.layout.lock(session_id)):
-            return self._is_unused(*self._files_of(session_id), cutoff)
+            return self._is_unused(*self._files_of(session_id, known), cutoff)
         with self._lock(session_id, 0):
-            found, rows = self._files_of(session_id)
+            found, rows = self._files_of(session_id, known)
             if not self._is_unused(found, rows, cutoff):
-                if not found:
+                if not found and not dry_run:
                     self._discard_lock(session_id)
                 return False
             if not dry_run:
