@@ -1,8 +1,17 @@
-"""`python -m ollama_prompt` is the same command as `ollama-prompt`."""
+"""The command, as `ollama-prompt` and as `python -m ollama_prompt`."""
 
 import sys
 
-from ollama_prompt.cli import main
+from ollama_prompt import interrupts
+
+
+def main() -> int:
+    """Run the command; the exit code. Ctrl-C must show no traceback from the first import on."""
+    interrupts.install()
+    from ollama_prompt import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

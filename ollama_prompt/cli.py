@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(arguments: list[str]) -> int:
     """Run the command; whatever goes wrong is told as an error of ours."""
     try:
-        console.prepare()
         interrupts.install()
+        console.prepare()
         code = _run(arguments)
         console.finish()
         return code

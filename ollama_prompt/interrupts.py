@@ -1,11 +1,19 @@
-"""Ctrl-C and TERM, as exceptions at the right moment.
+"""Ctrl-C and TERM at the right moment.
 
-A signal raises `Interrupted` wherever the program is, most likely waiting for the model; not while
-something is being stored, where half a step would be left behind: inside `shield` it waits for the end.
+A signal means one of three things, depending on where the program is:
+
+    (anywhere else)   the process ends at once, with the exit code and without a word: whatever it does,
+                      the store is safe from being killed
+    deferred          it is remembered: half a turn would be left behind
+    heard             it is raised as `Interrupted`: only where a turn waits, for the model or for the reader
+
+So the code of a turn has few places that an interruption can come from, and libraries none, which do not
+expect one while they are imported or clean up. A third signal ends the process wherever it is.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import contextmanager
 
@@ -16,14 +24,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+END, DEFER, RAISE = range(3)
+PATIENCE = 3
+"""The signal at which the process ends, whatever it waits for."""
+
 
 class _State:
-    shields = 0
+    reaction = END
+    received = 0
     pending: int | None = None
 
 
 def install() -> None:
-    """Turn the signals that end a program into `Interrupted`. One that is ignored (nohup, &) stays so."""
+    """React to the signals that end a program. One that is ignored (nohup, &) stays so."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -31,22 +44,47 @@ def install() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of a handler
-    if _State.shields:
-        _State.pending = number
-    else:
+    _State.received += 1
+    if _State.reaction == END or _State.received >= PATIENCE:
+        os._exit(128 + number)
+    if _State.reaction == RAISE:
+        _State.reaction = DEFER  # what cleans up behind the exception is not interrupted again
         raise Interrupted(number)
+    _State.pending = number
 
 
 @contextmanager
-def shield(last_step: bool = False) -> Iterator[None]:
-    """No interruption inside. One that came meanwhile is raised at the end; none after the last step,
-    when nothing is left that could be interrupted.
-    """
-    _State.shields += 1
+def deferred() -> Iterator[None]:
+    """A signal waits for the next `heard`; behind the last one it is too late for it."""
+    try:
+        with _reacting(DEFER):
+            yield
+    finally:
+        _State.pending = None
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Inside `deferred`: a signal raises `Interrupted`, also one that came before."""
+    with _reacting(RAISE):
+        if _State.pending is not None:
+            number, _State.pending = _State.pending, None
+            _State.reaction = DEFER
+            raise Interrupted(number)
+        yield
+
+
+@contextmanager
+def fatal() -> Iterator[None]:
+    """Inside `deferred`: a signal ends the process at once; nothing has been begun yet."""
+    with _reacting(END):
+        yield
+
+
+@contextmanager
+def _reacting(reaction: int) -> Iterator[None]:
+    before, _State.reaction = _State.reaction, reaction
     try:
         yield
     finally:
-        _State.shields -= 1
-        pending, _State.pending = _State.pending, None
-    if pending is not None and not last_step:
-        raise Interrupted(pending)
+        _State.reaction = before

@@ -57,12 +57,13 @@ def take_turn(request: Request, indexer: Indexer | None, connect: Connect, sink:
     `indexer` is None to keep nothing; `connect` makes the model from its name and the deadline. Raises
     `OllamaPromptError`s, and `Interrupted` with what had come as its `turn`.
     """
-    with ExitStack() as stack:
-        held = stack.enter_context(_hold(request, indexer)) if indexer else None
-        turn = _Turn(request, held, note)
-        deadline = time.monotonic() + request.timeout if request.timeout else None
-        with closing(connect(turn.settings["model"], deadline)) as model:
-            return turn.take(model, sink)
+    with interrupts.deferred(), ExitStack() as stack:
+        with interrupts.fatal():
+            held = stack.enter_context(_hold(request, indexer)) if indexer else None
+            turn = _Turn(request, held, note)
+            deadline = time.monotonic() + request.timeout if request.timeout else None
+            model = stack.enter_context(closing(connect(turn.settings["model"], deadline)))
+        return turn.take(model, sink)
 
 
 def _hold(request: Request, indexer: Indexer) -> AbstractContextManager[HeldSession]:
@@ -84,7 +85,7 @@ class _Turn:
         self.said: list[str] = []
         self.thought: list[str] = []
         self._note = note
-        self._is_stored = False
+        self._is_stored = self._is_answered = False
 
     def take(self, model: Model, sink: Sink) -> dict[str, Any]:
         """Go through the turn; see the module."""
@@ -93,8 +94,7 @@ class _Turn:
             self._store_prompt()
             sink.start(self.settings["model"])
             final = self._ask(model, self.plan, sink)
-            with interrupts.shield(last_step=True):
-                self._store_answer(final, self.plan)
+            self._store_answer(final, self.plan)
             return self._shown(final)
         except (Interrupted, OutputClosed, OutputFailed) as error:
             self._keep_rest("interrupted")
@@ -106,12 +106,19 @@ class _Turn:
         except ModelError as error:
             self._fail(error)
             raise
+        except OllamaPromptError:
+            raise
+        except Exception:  # a bug: it must not cost what was said
+            self._keep_rest("error")
+            raise
 
     def _make_plan(self, model: Model) -> Plan:
-        facts = model.check()
+        with interrupts.heard():
+            facts = model.check()
+            loaded = None if facts.cloud else model.loaded_window()
         if facts.cloud and "num_ctx" in self.given:
             self._note("a cloud model chooses its window itself: --num-ctx is kept, but not sent")
-        plan = Plan(self.settings, self.prompt, self.held, facts, None if facts.cloud else model.loaded_window())
+        plan = Plan(self.settings, self.prompt, self.held, facts, loaded)
         self._tell_window(plan)
         return plan
 
@@ -135,46 +142,48 @@ class _Turn:
 
     def _listen(self, chunks: Iterator[dict[str, Any]], sink: Sink) -> dict[str, Any]:
         """Take the stream to its end; the last chunk."""
-        for chunk in chunks:
+        while True:
+            with interrupts.heard():
+                chunk = next(chunks, None)
+            if chunk is None:
+                raise IncompleteAnswer("the answer ended before it was done")
             message = chunk.get("message") or {}
             if thinking := message.get("thinking"):
                 self.thought.append(thinking)
             if content := message.get("content"):
                 self.said.append(content)
-                sink.token(content)
-            if chunk.get("done"):
+                with interrupts.heard():
+                    sink.token(content)
+            if chunk.get("done") is True:
                 return chunk
-        raise IncompleteAnswer("the answer ended before it was done")
 
     # --- Storing -------------------------------------------------------------------------------
 
     def _store_prompt(self) -> None:
         if self.held and not self._is_stored:
-            with interrupts.shield():
-                self.held.store_prompt(self.prompt, self.settings)
-                self._is_stored = True
+            self.held.store_prompt(self.prompt, self.settings)
+            self._is_stored = True
 
     def _store_answer(self, final: dict[str, Any], plan: Plan) -> None:
         if self.held:
             changed = self._changed_settings(self.held.settings)
             answer = self._answer(final, final.get("done_reason"), plan.record())
             self.held.store_answer([*changed, answer])
+            self._is_answered = True
 
     def _keep_rest(self, done_reason: str) -> None:
         """Keep the prompt, and what came of an answer that broke off."""
-        with interrupts.shield(last_step=True):
-            self._store_prompt()
-            if self.held and (self.said or self.thought):
-                # With the place that its window moved to: the server keeps what it worked out for that.
-                self.held.store_answer([self._answer({}, done_reason, self.plan.record() if self.plan else None)])
+        self._store_prompt()
+        if self.held and (self.said or self.thought) and not self._is_answered:
+            # With the place that its window moved to: the server keeps what it worked out for that.
+            self.held.store_answer([self._answer({}, done_reason, self.plan.record() if self.plan else None)])
 
     def _fail(self, error: ModelError) -> None:
         """Leave behind what a failed turn leaves."""
         if error.keeps_prompt or self.said:
             self._keep_rest("error")
         elif self.held and self._is_stored:
-            with interrupts.shield(last_step=True):
-                self.held.take_back()
+            self.held.take_back()
         self._name_session(error)
 
     def _name_session(self, error: OllamaPromptError) -> None:

@@ -1,4 +1,4 @@
-"""Killed at every step: nothing that was acknowledged is lost, and the next command works.
+"""Killed or interrupted at every step: nothing that was acknowledged is lost, and the next command works.
 
 Every command is run once to count its steps, then killed at each of them. The steps are counted twice:
 as Python calls, in any system that can fork (`warm.Steps`), and as the system calls that touch the store,
@@ -90,10 +90,10 @@ class Crash:
         """How it ended."""
         return Result(*self._warm.end())
 
-    def kill_at(self, step: int) -> Result:
-        """The command, killed."""
+    def kill_at(self, step: int, **more: str) -> Result:
+        """The command, killed, or sent this `signal`."""
         self.restore()
-        self.start(die_at=step)
+        self.start(die_at=step, **more)
         return self.end()
 
     def check(self, killed: Result) -> None:
@@ -110,6 +110,10 @@ class Crash:
         if self.name in {"new turn", "purge", "delete"}:
             self._check_removal()
 
+    def has_answer(self) -> bool:
+        """Whether the answer is stored, or a part of it."""
+        return any(b'"content":"Answer to: Killed' in path.read_bytes() for path in stores.files(self.home))
+
     def _check_files(self) -> None:
         """Whatever was there before is there, as it was; or the user wanted it removed."""
         now = {path.name: path.read_bytes() for path in stores.files(self.home)}
@@ -122,7 +126,7 @@ class Crash:
         stored = b"".join(path.read_bytes() for path in stores.files(self.home))
         if self._ollama.chats():
             assert b'"role":"user","content":"Killed"' in stored
-        if killed.stdout:
+        if killed.stdout and killed.json["response"]:
             assert f'"content":"{killed.json["response"]}"'.encode() in stored
 
     def _check_next_turn(self) -> None:
@@ -184,6 +188,19 @@ def test_killed_at_every_step(crash: Crash, shard: int) -> None:
         # A clock that ticks in between saves or costs a few steps.
         assert killed.returncode == (-9 if step < count - 5 else killed.returncode), (step, killed)
         crash.check(killed)
+
+
+@pytest.mark.parametrize("crash", ["new turn", "turn"], indirect=True)
+@pytest.mark.parametrize(("signal", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_interrupted_at_every_step(crash: Crash, signal: str, code: int) -> None:
+    codes = set()
+    for step in range(1, crash.count() + 1):
+        interrupted = stores.clean(crash.kill_at(step, signal=signal))
+        assert interrupted.stderr == ""
+        assert bool(interrupted.stdout) >= crash.has_answer(), "what had come is printed"
+        codes.add(interrupted.returncode)
+        crash.check(interrupted)
+    assert codes == {0, code}
 
 
 # --- System calls ----------------------------------------------------------------------------------
