@@ -83,8 +83,14 @@ def _fail(error: Exception, arguments: list[str]) -> int:
 
 
 def _wants_text(arguments: list[str]) -> bool:
-    """Whether errors are wanted as text, also where the flags could not be parsed."""
-    return "--output=text" in arguments or ("--output", "text") in pairwise(arguments)
+    """Whether errors are wanted as text, also where the flags could not be parsed; the last one counts."""
+    wanted = ""
+    for first, second in pairwise(["", *arguments]):
+        if first == "--output":
+            wanted = second
+        elif second.startswith("--output="):
+            wanted = second.removeprefix("--output=")
+    return wanted == "text"
 
 
 def _ask(flags: Namespace) -> int:
@@ -117,8 +123,10 @@ def _check_host(request: config.Request) -> None:
     """Find an impossible OLLAMA_HOST before httpx is imported."""
     from ollama_prompt.host import parse_host
 
+    if config.is_gguf((request.defaults | request.given)["model"]):
+        return
     host = parse_host(os.environ.get("OLLAMA_HOST"))
-    if host.note and not config.is_gguf(request.given.get("model", "")):
+    if host.note:
         console.note(host.note)
 
 

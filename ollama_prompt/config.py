@@ -31,7 +31,7 @@ _INTEGER_OPTIONS = {
 _NUMBER_OPTIONS = {
     "frequency_penalty", "min_p", "presence_penalty", "repeat_penalty", "temperature", "top_p", "typical_p",
 }  # fmt: skip
-_DURATION = r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|ms|s|m|h))+"
+_DURATION = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:ns|us|µs|ms|s|m|h))+"
 _LARGEST_INTEGER = 2**63 - 1
 _DEEPEST = 100
 
@@ -151,7 +151,7 @@ def read_prompt(flags: Namespace) -> str:
     if prompt is None:
         prompt = _piped_prompt()
     elif flags.stdin and (piped := _piped_prompt()):
-        prompt = f"{prompt}\n\n{piped}"
+        prompt = f"{_without_last_newline(prompt)}\n\n{piped}"
     if not prompt.strip():
         raise UsageError("the prompt is empty", hint='say what to ask: ollama-prompt --prompt "…"')
     return prompt
@@ -272,6 +272,8 @@ def _integer(text: str) -> int:
 
 def _number(text: str) -> float:
     try:
+        if "_" in text or not text.isascii():  # Python reads 1_000 and digits of other scripts
+            raise ValueError
         number = float(text)
     except ValueError:
         raise ValueError("must be a number") from None
@@ -314,9 +316,9 @@ def keep_alive(text: str) -> str | int | float:
     A bare number must go out as a number: Ollama refuses "-1" for want of a unit.
     """
     text = text.strip()
-    if re.fullmatch(r"[+-]?\d{1,9}", text):
+    if re.fullmatch(r"[+-]?[0-9]{1,9}", text):
         return int(text)
-    if re.fullmatch(r"[+-]?\d{1,9}\.\d+", text):
+    if re.fullmatch(r"[+-]?[0-9]{1,9}\.[0-9]+", text):
         return float(text)
     if not re.fullmatch(_DURATION, text):
         raise ValueError("must be a duration like 5m or 1h30m, or a number of seconds")
@@ -326,7 +328,7 @@ def keep_alive(text: str) -> str | int | float:
 def option(text: str) -> tuple[str, Any]:
     """NAME=VALUE, with the type that Ollama wants: a number, true or false, text, or a JSON list."""
     name, equals, value = text.partition("=")
-    name = name.strip()
+    name = valid_text(name).strip()
     if not equals or not name:
         raise ValueError("must be NAME=VALUE")
     try:
@@ -336,34 +338,36 @@ def option(text: str) -> tuple[str, Any]:
             return name, _number(value)
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
-    typed = _typed(value)
-    if _is_deep(typed):
-        raise ValueError(f"{name} is nested too deep")
+    try:
+        typed = _sendable(_typed(value))
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
     if name == "stop":
         return name, [str(stop) for stop in typed] if isinstance(typed, list) else [valid_text(value)]
     return name, typed
 
 
-def _is_deep(value: Any) -> bool:
-    """Whether a value is nested deeper than can be stored and sent, with room for what goes around it."""
-    level = [value]
-    for _ in range(_DEEPEST):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, (list, dict))
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-    return bool(level)
+def _sendable(value: Any, depth: int = 0) -> Any:
+    """A value of JSON as it can be stored and sent: valid text, numbers of 64 bits, not nested too deep."""
+    if depth > _DEEPEST:
+        raise ValueError("is nested too deep")
+    if isinstance(value, str):
+        return valid_text(value)
+    if isinstance(value, (int, float)) and not abs(value) <= _LARGEST_INTEGER:
+        raise ValueError("has a number that is too large")
+    if isinstance(value, list):
+        return [_sendable(item, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {valid_text(key): _sendable(item, depth + 1) for key, item in value.items()}
+    return value
 
 
 def _typed(value: str) -> Any:
     import json
 
     try:
-        typed = json.loads(value, parse_constant=lambda _: value)
+        return json.loads(value, parse_constant=lambda _: value)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError("is nested too deep") from None
     except ValueError:
-        return valid_text(value)
-    return valid_text(value) if isinstance(typed, int) and abs(typed) > _LARGEST_INTEGER else typed
+        return value

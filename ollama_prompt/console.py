@@ -69,6 +69,7 @@ def note(text: str) -> None:
     """A remark that changes nothing."""
     from ollama_prompt.render import visible
 
+    _Status.clear()
     write_error(f"note: {visible(text)}\n")
 
 
@@ -91,7 +92,7 @@ class JsonSink:
 
     def start(self, model: str) -> None:
         """The model is about to be asked."""
-        self._status = _Status(model)
+        _Status.show(model)
 
     def token(self, text: str) -> None:
         """Nothing is shown while it arrives."""
@@ -102,10 +103,8 @@ class JsonSink:
         write(as_json)
 
     def close(self) -> None:
-        """Remove what was shown while waiting."""
-        status: _Status | None = getattr(self, "_status", None)
-        if status:
-            status.clear()
+        """Leave the terminal as errors and the shell's next line need it."""
+        _Status.clear()
 
 
 class TextSink(JsonSink):
@@ -119,29 +118,40 @@ class TextSink(JsonSink):
             from ollama_prompt.render import visible
 
             text = visible(text)
-        self.close()
+        _Status.clear()
         write(text)
         self._last = text[-1:] or self._last
 
     def end(self, as_json: str) -> None:  # noqa: ARG002  the text is there already
-        """Print the newline at the end."""
-        self.close()
+        """Print the newline at the end, also of an answer without text."""
+        _Status.clear()
         if self._last != "\n":
+            self._last = "\n"
             write("\n")
+
+    def close(self) -> None:
+        """End the line that an answer that broke off has left open."""
+        with suppress(OutputClosed, OutputFailed):
+            if self._last:
+                self.end("")
+        _Status.clear()
 
 
 class _Status:
-    """A line on the terminal while nothing has come yet."""
+    """A line on the terminal while nothing has come yet; there is one at most."""
 
-    def __init__(self, model: str) -> None:
-        self._shown = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-        if self._shown:
+    _is_shown = False
+
+    @classmethod
+    def show(cls, model: str) -> None:
+        if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
             from ollama_prompt.render import visible
 
+            cls._is_shown = True
             write_error(f"waiting for {visible(model)} …")
 
-    def clear(self) -> None:
-        """Remove the line."""
-        if self._shown:
-            self._shown = False
+    @classmethod
+    def clear(cls) -> None:
+        if cls._is_shown:
+            cls._is_shown = False
             write_error("\r\x1b[K")

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 INSTALL = 'pip install "ollama-prompt[embedded]"'
 DEFAULT_NUM_CTX = 8192
 POLL = 0.2  # seconds; on Windows a signal is heard only between two waits
+_MOST_THREADS = 512  # llama.cpp's own limit, behind which it ends the process
 _CPU_BATCH = 64  # tokens; measured: 32 is slower, 128 is no faster
 _BLOCK = 1 << 20
 LOG_LIMIT = 1.0  # seconds to wait for the end of a log
@@ -256,7 +257,10 @@ def _sampling(options: dict[str, Any]) -> dict[str, Any]:
 
 def _num_thread(body: dict[str, Any]) -> int:
     """How many threads to compute with; 0 leaves it to llama.cpp."""
-    return _integer("num_thread", (body.get("options") or {}).get("num_thread")) or 0
+    number = _integer("num_thread", (body.get("options") or {}).get("num_thread")) or 0
+    if number > _MOST_THREADS:
+        raise OllamaError(f'option "num_thread" must be {_MOST_THREADS} or less', keeps_prompt=False)
+    return number
 
 
 def _integer(name: str, value: object) -> int | None:

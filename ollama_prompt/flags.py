@@ -34,6 +34,8 @@ class _Parser(argparse.ArgumentParser):
         hint = "ollama-prompt --help shows all flags"
         if message.startswith("unrecognized arguments") and not message.split(": ", 1)[1].startswith("-"):
             hint = 'the prompt goes behind --prompt, in quotes: ollama-prompt --prompt "…"'
+        elif message.endswith("--session-id: expected one argument"):
+            hint = "is the variable empty that should hold it?"
         elif message.endswith("expected one argument"):
             hint = 'what begins with a dash is joined on with an equals sign: --prompt="-5 degrees"'
         raise UsageError(message, hint=hint)

@@ -76,7 +76,7 @@ def parse_host(value: str | None) -> Host:
     address, _, path = rest.partition("/")
     host, port = _split_port(address, default_port)
     note = None
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+    if not (re.fullmatch(r"[0-9]{1,5}", port) and int(port) <= 65535):
         note = f"OLLAMA_HOST: {port!r} is not a port; {default_port} is used"
         port = default_port
     if scheme.lower() not in ("http", "https"):
@@ -146,4 +146,4 @@ def _url_path(path: str) -> str:
         return f"/{path}" if path else ""
     from urllib.parse import quote
 
-    return "/" + quote(path)
+    return "/" + quote(path, errors="surrogateescape")

@@ -123,8 +123,12 @@ class Indexer:
         except SessionNotFound:
             self._clear_away(session_id)
             raise
-        with self._lock(session_id, 0):
-            self._remove_files(session_id)
+        try:
+            with self._lock(session_id, 0):
+                self._remove_files(session_id)
+        except SessionBusy as error:
+            error.hint = "delete it when its turn is over"
+            raise
         self.catalogue.forget([session_id])
 
     # --- Many sessions -------------------------------------------------------------------------

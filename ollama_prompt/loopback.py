@@ -37,6 +37,8 @@ class Loopback(httpx.BaseTransport):
         try:
             connection = self._connect(limits["connect"])
             connection.settimeout(limits["read"])
+            if connected := request.extensions.get("connected"):
+                connected(connection)  # who asks may want to shut it down: time-outs limit one read only
             self._send(request)
             with _as_httpx(httpx.ReadTimeout, httpx.ReadError):
                 answer = self._connection.getresponse()

@@ -60,9 +60,10 @@ BUSY_LIMIT = 60.0  # seconds for which a busy server is asked again
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 LAST_CHANCE = 0.5  # seconds before the deadline at which a busy server is asked for the last time
 LAST_PAUSE = 0.1  # seconds before the end when it is asked for the last time
+_DEEPEST = 5  # errors in errors; Ollama's own reach 2
 POLL = 0.05  # seconds between two looks for a server that starts
 
-_OVERFLOW = re.compile(r"request \((\d+) tokens\) exceeds the available context size \((\d+) tokens\)")
+_OVERFLOW = re.compile(r"request \((\d{1,18}) tokens\) exceeds the available context size \((\d{1,18}) tokens\)")
 _OVERFLOW_OLD = "input length exceeds the context length"
 _UNSUPPORTED = re.compile(r"does not support|image input is not supported|missing data required for image input")
 _ERRORS_OF_HTTPX = (
@@ -168,7 +169,11 @@ class Ollama:
         content = orjson.dumps({**body, "model": self._model, "stream": True})
         with self._open_chat(content) as (response, alarm), self._translated(alarm):
             for line in _lines(response):
-                chunk = self._chunk(line)
+                try:
+                    chunk = self._chunk(line)
+                except OllamaError:
+                    alarm.check()  # it was cut by the end of its time
+                    raise
                 yield chunk
                 if chunk.get("done") is True:
                     return
@@ -207,17 +212,27 @@ class Ollama:
     ) -> Iterator[tuple[httpx.Response, _Alarm]]:
         """A response whose headers are there; an alarm limits what follows. Closed at the end, always."""
         alarm = _Alarm(self._deadline, limit)
-        with self._translated(alarm, connected=False):
-            left = alarm.left()
-            patience = httpx.Timeout(left, connect=CONNECT_LIMIT if left is None else min(CONNECT_LIMIT, left))
-            request = self._client.build_request(method, self._host.url + path, content=content, timeout=patience)
-            response = self._client.send(request, stream=True)
         try:
-            alarm.watch(response)
+            response = self._send(alarm, method, path, content)
+        except BaseException:
+            alarm.cancel()
+            raise
+        try:
+            stream = response.extensions.get("network_stream")
+            alarm.watch(stream.get_extra_info("socket") if stream else None)
             yield response, alarm
         finally:
             alarm.cancel()
             response.close()
+
+    def _send(self, alarm: _Alarm, method: str, path: str, content: bytes | None) -> httpx.Response:
+        with self._translated(alarm, connected=False):
+            left = alarm.left()
+            patience = httpx.Timeout(left, connect=CONNECT_LIMIT if left is None else min(CONNECT_LIMIT, left))
+            request = self._client.build_request(
+                method, self._host.url + path, content=content, timeout=patience, extensions={"connected": alarm.watch}
+            )
+            return self._client.send(request, stream=True)
 
     @contextmanager
     def _open_chat(self, content: bytes) -> Iterator[tuple[httpx.Response, _Alarm]]:
@@ -246,9 +261,11 @@ class Ollama:
         if error is not None:
             raise error
         message = answer.value.get("message")
-        if not isinstance(message, dict) or not isinstance(message.get("content", ""), str):
+        if answer.value.get("done") is True and not _can_be_printed(answer.value):
             raise self._not_ollama(answer)
-        return answer.value
+        if not isinstance(message, dict) or not all(_is_text(message.get(key)) for key in ("content", "thinking")):
+            raise self._not_ollama(answer)
+        return _with_sane_counts(answer.value)
 
     # -- errors --
 
@@ -274,7 +291,8 @@ class Ollama:
         if isinstance(error, (httpx.InvalidURL, httpx.LocalProtocolError, UnicodeError, OverflowError)):
             return OllamaError(f"no request can be sent to {where}: {said}", keeps_prompt=False)
         if isinstance(error, (httpx.DecodingError, httpx.StreamError)):
-            return OllamaError(f"the answer from {where} cannot be read: {said}", hint=self._hint_host())
+            message = f"the answer from {where} cannot be read: {said}"
+            return OllamaError(message, hint=self._hint_host(), keeps_prompt=not metadata)
         if metadata:
             message = f"the connection to Ollama at {where} broke off: {said}"
             return OllamaUnreachable(message, hint=self._hint_host())
@@ -449,13 +467,12 @@ class _Alarm:
         if self._fired:
             raise OllamaUnreachable("Ollama does not answer: its answer never ends")
 
-    def watch(self, response: httpx.Response) -> None:
-        """From now on, shut the connection down when the time is up."""
+    def watch(self, connection: Any) -> None:
+        """From now on, shut this socket down when the time is up."""
         left = self.left()
-        stream = response.extensions.get("network_stream")
-        if left is None or stream is None:
+        if left is None or connection is None or self._timer is not None:
             return
-        self._timer = threading.Timer(left, self._shut_down, [stream.get_extra_info("socket")])
+        self._timer = threading.Timer(left, self._shut_down, [connection])
         self._timer.daemon = True
         self._timer.start()
 
@@ -515,21 +532,23 @@ class _Answer:
 
     def _unwrap(self, error: object) -> str | None:
         """The message in `{"error": …}`: text, JSON in text, or an object with a `message`."""
-        if error is None:
-            return None
-        inner = _json_object(error.encode()) if isinstance(error, str) and error.startswith("{") else error
-        if not isinstance(inner, dict):
-            return str(error)
-        if "error" in inner:
-            return self._unwrap(inner["error"])
-        self.details = inner
-        return str(inner.get("message", error))
+        for _ in range(_DEEPEST):
+            inner = _json_object(error.encode()) if isinstance(error, str) and error.startswith("{") else error
+            if not isinstance(inner, dict):
+                break
+            if "error" not in inner:
+                self.details = inner
+                error = inner.get("message", error)
+                break
+            error = inner["error"]
+        return error if error is None or isinstance(error, str) else self._excerpt()
 
     @property
     def said(self) -> str:
         """The error for people, or the start of what came instead of one."""
-        if self.error is not None:
-            return self.error
+        return self._excerpt() if self.error is None else self.error
+
+    def _excerpt(self) -> str:
         text = " ".join(self._data[:400].decode("utf-8", "replace").split())
         return text[:160] + ("…" if len(text) > 160 else "") if text else "an empty answer"
 
@@ -608,16 +627,18 @@ def _client_with_tls(host: Host, headers: dict[str, str]) -> httpx.Client:
 
 
 def _lines(response: httpx.Response) -> Iterator[bytes]:
-    """The lines of a stream, each as soon as it is whole; the last one may lack its end."""
+    """The lines of a stream, each as soon as it is whole. The last one may lack its end, unless it was cut."""
     started: list[bytes] = []
+    is_first = True
     for data in response.iter_bytes():
         first, *rest = data.split(b"\n")
         started.append(first)
         if rest:
             yield from filter(bytes.strip, (b"".join(started), *rest[:-1]))
-            started = [rest[-1]]
+            started, is_first = [rest[-1]], False
     last = b"".join(started)
-    if last.strip():
+    is_cut = _json_object(last) is None and (not is_first or last.startswith(b"{"))
+    if last.strip() and not is_cut:
         yield last
 
 
@@ -627,6 +648,28 @@ def _json_object(data: bytes) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _can_be_printed(chunk: dict[str, Any]) -> bool:
+    """Whether it is not nested deeper than JSON writers go; readers go deeper."""
+    try:
+        orjson.dumps(chunk)
+    except TypeError:
+        return False
+    return True
+
+
+def _with_sane_counts(chunk: dict[str, Any]) -> dict[str, Any]:
+    """The chunk without counts that are none: they would be stored, and believed by every later turn."""
+    for key in ("prompt_eval_count", "eval_count"):
+        count = chunk.get(key, 0)
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < 2**53:
+            del chunk[key]
+    return chunk
 
 
 def _positive(value: object) -> int | None:

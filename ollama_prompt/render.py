@@ -8,6 +8,7 @@ a title must not move the cursor.
 from __future__ import annotations
 
 import json
+import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ollama_prompt.errors import OllamaPromptError
+
+
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def as_json(data: dict[str, Any]) -> str:
@@ -47,8 +51,8 @@ def error_as_text(error: OllamaPromptError) -> str:
 
 
 def visible(text: str) -> str:
-    """Text with its control characters escaped, but for newlines and tabs."""
-    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+    """Text with its control characters escaped, but for newlines and tabs; and with those that turn the line around."""
+    return _INVISIBLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def listing_as_text(lines: list[bytes]) -> str:

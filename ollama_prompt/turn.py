@@ -72,6 +72,10 @@ def _hold(request: Request, indexer: Indexer) -> AbstractContextManager[HeldSess
     return indexer.open(request.session_id, request.lock_timeout)
 
 
+_OURS = ("message", "thinking", "session_id", "window")
+"""Keys of the printed turn that are not taken from what Ollama sends."""
+
+
 class _Turn:
     """One turn; `held` is None where nothing is kept."""
 
@@ -217,7 +221,7 @@ class _Turn:
         }
         if self.thought:
             shown["thinking"] = "".join(self.thought)
-        shown |= {key: value for key, value in final.items() if key not in shown and key != "message"}
+        shown |= {key: value for key, value in final.items() if key not in shown and key not in _OURS}
         if self.held:
             shown["session_id"] = self.held.session_id
         if self.plan:
