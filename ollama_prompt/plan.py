@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 UNKNOWN_EXCESS = 1.5
 """By what factor a refused prompt is taken to exceed the window, where the server gives no figures."""
+LEAST = 0.75
+"""What part of its estimate a text may really take: plain English can have 5.3 characters a token."""
 _TOO_SMALL_HINT = "make the prompt shorter, or raise --max-context-tokens or --num-ctx if the model can take more"
 
 
@@ -46,6 +48,10 @@ class Plan:
         self._gone: set[str] = set()
         self.window = self._choose(0.0)
         self.num_ctx = self._num_ctx(self._needed(self.window.tokens), loaded)
+        if self.num_ctx and self.window.tokens > self.budget:
+            self.num_ctx = (
+                self.budget
+            )  # whether the prompt fits, only the server can count: it must refuse what does not
 
     def body(self) -> dict[str, Any]:
         """The body of the request, without `model` and `stream`."""
@@ -110,7 +116,7 @@ class Plan:
             scale,
             _estimated(self.held.settings.get("system") if self.held else None),
         )
-        if chosen.tokens > self.budget:
+        if chosen.tokens * (1 if scale else LEAST) > self.budget:
             raise ContextTooSmall(
                 f"the prompt takes about {chosen.tokens} tokens, and {self.budget} may be sent",
                 hint=_TOO_SMALL_HINT,

@@ -148,7 +148,12 @@ def watched(newest_first: Iterable[Record], gone: set[str]) -> Iterator[Record]:
 
 
 def estimate(text: str) -> float:
-    """About how many tokens a text takes: a quarter of its ASCII characters, nearly one for each other."""
+    """About how many tokens a text takes: a quarter of its ASCII characters, nearly one for each other.
+
+    Tokenizers take a run of spaces, as code is indented by, for one or two.
+    """
+    if "  " in text or "\t\t" in text:
+        text = " ".join(text.split())
     if text.isascii():
         return len(text) / CHARS_PER_TOKEN
     extra = len(text.encode()) - len(text)  # 1 to 3 bytes more than characters

@@ -138,17 +138,29 @@ def test_a_cloud_models_window_is_not_limited_by_num_ctx() -> None:
 @pytest.mark.parametrize("held", [None, Held(), Held(*talk(3))])
 def test_a_prompt_that_alone_exceeds_the_limit_is_refused(held: Held | None) -> None:
     with pytest.raises(ContextTooSmall) as caught:
-        plan(held, max_context_tokens=130)
+        plan(held, max_context_tokens=98)
     assert "131" in caught.value.message
-    assert "130" in caught.value.message
+    assert "98" in caught.value.message
     assert caught.value.hint
     assert not caught.value.keeps_prompt
-    assert plan(held, max_context_tokens=131).body()["messages"] == [{"role": "user", "content": WORDS}]
+
+
+@pytest.mark.parametrize(("limit", "num_ctx"), [(99, 99), (130, 130), (131, 8192)])
+def test_whether_a_prompt_fits_that_may_exceed_the_limit_is_left_to_the_server(limit: int, num_ctx: int) -> None:
+    body = plan(max_context_tokens=limit).body()
+    assert body["messages"] == [{"role": "user", "content": WORDS}]
+    assert (body["options"]["num_ctx"], body["truncate"]) == (num_ctx, False)
+
+
+def test_a_prompt_that_the_server_counts_above_the_limit_is_refused() -> None:
+    asked = plan(max_context_tokens=99)
+    with pytest.raises(ContextTooSmall):
+        asked.shrink(ContextExceeded("too large", prompt_tokens=110, num_ctx=99))
 
 
 def test_a_system_prompt_counts_with_the_prompt() -> None:
     with pytest.raises(ContextTooSmall):
-        plan(max_context_tokens=200, system=WORDS)
+        plan(max_context_tokens=190, system=WORDS)
 
 
 @pytest.mark.parametrize(("before", "given"), [("", WORDS * 20), (WORDS * 20, WORDS), (WORDS, "")])

@@ -163,7 +163,10 @@ def test_a_turn_begins_with_the_id_of_its_first_record() -> None:
 # --- Estimates -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("content", "tokens"), [("", 0), ("word" * 10, 10), ("日本語" * 10, 30), ("é" * 10, 6.25)])
+@pytest.mark.parametrize(
+    ("content", "tokens"),
+    [("", 0), ("word" * 10, 10), ("日本語" * 10, 30), ("é" * 10, 6.25), ("if a:" + "\n" + " " * 90 + "b", 1.75)],
+)
 def test_a_text_is_estimated_by_its_characters(content: str, tokens: float) -> None:
     assert window.estimate(content) == pytest.approx(tokens)
 
