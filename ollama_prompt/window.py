@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FULL = 0.9
 """The window moves when more than this part of the limit would be sent."""
 MARK = 0.5
-"""It moves down to this part of the limit. Lower costs less work per token, higher shows the model more."""
+"""It moves down to this part of the limit: the most that showing more of the history is cheap for (docs/design.md)."""
 REPLY_ROOM = 1024
 """Tokens kept free for the reply unless --max-tokens says how many it may take; at most an eighth of the limit."""
 LADDER = tuple(8192 * 2**step for step in range(12))
