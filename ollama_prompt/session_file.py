@@ -231,8 +231,8 @@ class Reading:
 def read(path: str, session_id: str, saved: dict[str, Any] | None = None) -> Reading:
     """Read a file; with `saved` (of an earlier pass) only what is new, if the rest is as it was.
 
-    `saved` is `Summary.saved()` with `end` and `crc`. Takes memory for the ids and the longest line, not
-    for the texts. Raises OSError.
+    `saved` is `Summary.saved()` with `end` and `crc`. Takes memory for the longest line, and for the ids of a file
+    whose records are not in the order of their age. Raises OSError.
     """
     with _opened(path) as file:
         stamp = stamp_of(os.fstat(file.fileno()))
@@ -241,10 +241,9 @@ def read(path: str, session_id: str, saved: dict[str, Any] | None = None) -> Rea
             if _skip_known(file, reading, saved):
                 with suppress(NeedsWholeFile):
                     return _read_rest(file, reading)
-        try:
+        with suppress(NeedsWholeFile):
             return _read_whole(file, Reading(Summary(session_id), stamp))
-        except NeedsWholeFile:
-            return _read_whole(file, Reading(Summary(session_id, _undone(file)), stamp))
+        return _read_whole(file, Reading(Summary(session_id, _undone(file)), stamp))
 
 
 @contextmanager

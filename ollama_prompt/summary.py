@@ -2,10 +2,11 @@
 
     Summary.add(record)  for every record, first to last   ≡   the summary of the whole file
 
-A summary can be saved and taken up again where it stopped, when records were only added behind it.
-That needs to know that a new record repeats none of the old ones, without the old ones at hand: ids
-are UUIDv7, so one above all earlier ids (`max_id`) is new. Whatever cannot be decided so, an older id
-or an undo, raises `NeedsWholeFile`: the file is read from its start, with `undone` known beforehand.
+Whether a record repeats an earlier one is known without remembering them all: ids are UUIDv7, so one above
+all earlier ids (`max_id`) is new. So a file takes little memory, and a summary can be saved and taken up
+again where it stopped, when records were only added behind it. What cannot be decided so, an older id or
+an undo, raises `NeedsWholeFile`: the file is read again from its start, with `undone` known beforehand and
+every id remembered.
 
 Invariants: of records with the same id the first counts; what an undo names does not count, wherever
 it lies; `last_used` is the newest time in any record, never a file's time; `simple` is True only if
@@ -45,14 +46,14 @@ class Summary:
     `title` is the one that was given, else the first line of the first prompt; `message_count` counts
     prompts and answers, `answered_count` those of answered turns only (the model's context);
     `context_tokens` is the size of the conversation after the last answer; `unanswered` tells that the
-    last prompt has no answer yet.
+    last prompt has no answer yet. `undone` is what any undo in the file names; None if that is not known.
     """
 
     __slots__ = (*SAVED, "_passed", "_seen", "session_id", "undone")
 
-    def __init__(self, session_id: str, undone: AbstractSet[str] = frozenset()) -> None:
+    def __init__(self, session_id: str, undone: AbstractSet[str] | None = None) -> None:
         self.session_id = session_id
-        self.undone = undone
+        self.undone = undone or frozenset()
         self.created_at: str | None = None
         self.last_used: str | None = None
         self.last_id = ""
@@ -68,7 +69,7 @@ class Summary:
         self.max_id = ""
         self.unanswered = False
         self.simple = True
-        self._seen: set[int | str] | None = set()
+        self._seen: set[int | str] | None = None if undone is None else set()
         self._passed: set[str] = set()
 
     @classmethod
@@ -78,7 +79,6 @@ class Summary:
         for key in SAVED:
             setattr(summary, key, saved[key])
         summary.settings = dict(summary.settings)
-        summary._seen = None
         return summary
 
     def saved(self) -> dict[str, Any]:
