@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 
 from ollama_prompt import clock
 from ollama_prompt.errors import SessionBusy, StoreError, StoreUnreadable, StoreWriteFailed
@@ -139,48 +139,60 @@ class Catalogue:
             raise StoreUnreadable(f"cannot read {where}: {error.strerror or error}") from error
 
     def _compare(self, known: list[Entry]) -> tuple[list[str], list[str]]:
-        """The loop that every listing runs for every session: it does nothing but look."""
-        rows = {entry[0]: entry for entry in known}
-        stale: list[str] = []
+        """The loops that every listing runs for every session: they do nothing but look."""
+        paths = {entry[0] for entry in known}
         found = 0
+        stale: list[str] = []
         folders = [("", self.layout.sessions)]
-        for prefix, entries in self._open_folders(folders):
-            for entry in entries:
-                row = rows.get(prefix + entry.name)
-                if row is None:
-                    _sort_out(entry, prefix, stale, folders)
-                    continue
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                found += 1
-                if (
-                    row[2] != status.st_mtime_ns
-                    or row[1] != status.st_size
-                    or row[3] != status.st_ctime_ns
-                    or row[4] != status.st_ino
-                ):
-                    if S_ISREG(status.st_mode):
-                        stale.append(row[0])
-                    else:
-                        found -= 1  # something else that has the file's name now
-        return stale, [] if found == len(rows) else self._gone(rows)
+        for prefix, folder, names in self._read_folders(folders):
+            for name in names:
+                if prefix + name in paths:
+                    found += 1
+                else:
+                    _sort_out(prefix + name, os.path.join(folder, name), stale, folders)
+        changed, are_there = self._look_at(known)
+        # A file can be there and not be found: behind a link that has taken the place of a folder.
+        gone = [] if are_there and found == len(known) else self._gone(paths)
+        return stale + [path for path in changed if path not in gone], gone
 
-    def _gone(self, rows: Iterable[str]) -> list[str]:
+    def _look_at(self, known: list[Entry]) -> tuple[list[str], bool]:
+        """(Those of these files that have another stamp, whether all are there)."""
+        changed: list[str] = []
+        are_there = True
+        start, lstat = self._folder, os.lstat
+        for path, size, mtime_ns, ctime_ns, inode, _ in known:
+            try:
+                status = lstat(start + path)
+            except (FileNotFoundError, NotADirectoryError):
+                are_there = False
+                continue
+            if (
+                mtime_ns != status.st_mtime_ns
+                or size != status.st_size
+                or ctime_ns != status.st_ctime_ns
+                or inode != status.st_ino
+            ):
+                if S_ISREG(status.st_mode):
+                    changed.append(path)
+                else:
+                    are_there = False  # something else that has the file's name now
+        return changed, are_there
+
+    def _gone(self, paths: Iterable[str]) -> list[str]:
         there = set(self.files())
-        return [path for path in rows if path not in there]
+        return [path for path in paths if path not in there]
 
-    def _open_folders(self, folders: list[tuple[str, str]]) -> Iterator[tuple[str, Iterator[os.DirEntry[str]]]]:
-        """Open the folders in the list, which may grow meanwhile, one after the other."""
+    def _read_folders(self, folders: list[tuple[str, str]]) -> Iterator[tuple[str, str, list[str]]]:
+        """The names in the folders in the list, which may grow meanwhile, one folder after the other."""
         while folders:
             prefix, folder = folders.pop()
             try:
-                with os.scandir(folder) as entries:
-                    yield prefix, entries
+                names = os.listdir(folder)
             except (FileNotFoundError, NotADirectoryError) as error:
                 if not prefix and os.path.lexists(self.layout.home) and not os.path.isdir(self.layout.home):
                     raise StoreUnreadable(f"{self.layout.home} is no folder") from error
+                continue
+            yield prefix, folder, names
 
     def read_file(self, path: str, saved: dict[str, Any] | None = None) -> Reading:
         """Read one file, given its path relative to `sessions`. Raises `StoreUnreadable`."""
@@ -282,14 +294,21 @@ def id_of(path: str) -> str:
     return path[-_NAME_LENGTH : -len(SUFFIX)]
 
 
-def _sort_out(entry: os.DirEntry[str], prefix: str, files: list[str], folders: list[tuple[str, str]]) -> None:
-    """Add an entry that is not in the index to the session files, or to the folders, or to neither.
+def _sort_out(name: str, path: str, files: list[str], folders: list[tuple[str, str]]) -> None:
+    """Add what is not in the index to the session files, or to the folders, or to neither.
 
-    Symbolic links are never followed: a store that came by git must not lead out of itself.
+    `name` is its path relative to `sessions`. Symbolic links are never followed: a store that came by git must
+    not lead out of itself.
     """
-    name = entry.name
-    if len(name) == _NAME_LENGTH and name.endswith(SUFFIX):
-        if clock.parse_id(id_of(name)) == id_of(name) and entry.is_file(follow_symlinks=False):
-            files.append(prefix + name)
-    elif not name.startswith(".") and entry.is_dir(follow_symlinks=False):
-        folders.append((f"{prefix}{name}/", entry.path))
+    last = os.path.basename(path)
+    is_session = len(last) == _NAME_LENGTH and last.endswith(SUFFIX) and clock.parse_id(id_of(last)) == id_of(last)
+    if not is_session and last.startswith("."):
+        return
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if is_session and S_ISREG(mode):
+        files.append(name)
+    elif S_ISDIR(mode) and not is_session:
+        folders.append((name + "/", path))

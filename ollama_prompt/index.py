@@ -14,6 +14,8 @@ Rules:
 - Ours, but of another schema or corrupt: thrown away and built again, under the index lock.
 - Everything that SQLite can raise becomes `IndexUnusable` here, and only here.
 - No WAL: the store may lie on a network drive.
+- No fsync: what a power failure spoils is built again, and a hundred processes that each wait for the disk
+  while they hold the index would keep the last of them waiting for seconds.
 """
 
 from __future__ import annotations
@@ -261,7 +263,7 @@ class Index:
         if state not in {"ok", "missing"}:
             raise IndexUnusable("corrupt" if state == "old" else state)
         with _translated(), _connected(self.path, BUSY_SECONDS) as database:
-            database.execute("PRAGMA synchronous = NORMAL")
+            database.execute("PRAGMA synchronous = OFF")
             self._begin(database)
             if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 self._make(database)

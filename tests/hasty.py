@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import os
-import sqlite3
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pytest
 
 
-class _Connection(sqlite3.Connection):
-    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-        return super().execute(sql.replace("synchronous = NORMAL", "synchronous = OFF"), *parameters)
-
-
 def do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on, neither files nor SQLite are synced."""
+    """From now on, files are not synced; the index never is."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=_Connection))
