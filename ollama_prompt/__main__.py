@@ -10,7 +10,9 @@ def main() -> int:
     interrupts.install()
     from ollama_prompt import cli
 
-    return cli.main()
+    code = cli.main()
+    interrupts.ignore()
+    return code
 
 
 if __name__ == "__main__":

@@ -120,14 +120,12 @@ def _ask(flags: Namespace) -> int:
 
 
 def _check_host(request: config.Request) -> None:
-    """Find an impossible OLLAMA_HOST before httpx is imported."""
+    """Find an impossible OLLAMA_HOST before anything is imported; where it may not be needed, only then."""
     from ollama_prompt.host import parse_host
 
-    if config.is_gguf((request.defaults | request.given)["model"]):
-        return
-    host = parse_host(os.environ.get("OLLAMA_HOST"))
-    if host.note:
-        console.note(host.note)
+    is_from_session = request.session_id is not None and "model" not in request.given
+    if not is_from_session and not config.is_gguf((request.defaults | request.given)["model"]):
+        parse_host(os.environ.get("OLLAMA_HOST"))
 
 
 def _refuse_terminal_as_prompt(flags: Namespace) -> None:

@@ -33,6 +33,8 @@ def ask(
         from ollama_prompt.lean import lean_imports
 
         host = parse_host(environ.get("OLLAMA_HOST"))
+        if host.note:
+            note(host.note)
         api_key = environ.get("OLLAMA_API_KEY") or None
         with lean_imports(host):
             from ollama_prompt.ollama import Ollama

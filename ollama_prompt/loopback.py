@@ -12,7 +12,7 @@ end and the server has said nothing since.
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, IncompleteRead
 
 import httpx
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from http.client import HTTPResponse
 
 _BLOCK = 65536
+_CUT = "the server closed the connection"
 
 
 class Loopback(httpx.BaseTransport):
@@ -92,7 +93,7 @@ class _Body(httpx.SyncByteStream):
             while data := self._answer.read1(_BLOCK):
                 yield data
         if self._answer.length:
-            raise httpx.RemoteProtocolError("peer closed connection without sending complete message body")
+            raise httpx.RemoteProtocolError(_CUT)
         self._whole = True
 
     def close(self) -> None:
@@ -125,6 +126,8 @@ def _as_httpx(too_late: type[httpx.TimeoutException], broken: type[httpx.Network
         yield
     except TimeoutError as error:
         raise too_late("timed out") from error
+    except IncompleteRead as error:
+        raise httpx.RemoteProtocolError(_CUT) from error
     except HTTPException as error:  # first: RemoteDisconnected is an OSError as well
         raise httpx.RemoteProtocolError(str(error) or type(error).__name__) from error
     except OSError as error:

@@ -63,12 +63,14 @@ TEXT_TYPE = "text/plain; charset=utf-8"
 
 FAULTS_AT_ONCE = {
     "status": "answers `status` with `body` (text, or an object as JSON), `headers`, `content_type`",
+    "slow_head": "50 headers, `delay` seconds before each, and an empty body",
     "redirect": "answers `status` (307) with a Location of `location`",
     "html": "answers `status` (200) with a page of HTML, as a proxy does",
     "hang": "reads the request and never answers",
     "close": "closes the connection without an answer",
     "reset": "resets the connection without an answer",
 }
+# Where chunks are counted, `tail` may name what follows them, the start of a line (latin-1 bytes).
 FAULTS_IN_STREAM = {
     "empty": "the headers of a stream and no body",
     "hang_middle": "`chunks` chunks, then nothing more",
@@ -861,6 +863,9 @@ class Handler(BaseHTTPRequestHandler):
         details = fault.details
         if fault.kind == "hang":
             self.hang()
+        if fault.kind == "slow_head":
+            self.send_slow_head(details.get("delay", 0.05))
+            return
         if fault.kind in ("close", "reset"):
             self.drop(reset=fault.kind == "reset")
         body = details.get("body", "")
@@ -892,6 +897,8 @@ class Handler(BaseHTTPRequestHandler):
     def broken(self, fault: Fault, lines: Iterator[bytes]) -> Iterator[bytes]:
         """A stream that begins well."""
         yield from lines
+        if tail := fault.details.get("tail"):
+            yield tail.encode("latin-1")
         if fault.kind == "hang_middle":
             self.hang()
         elif fault.kind == "cut":
@@ -953,6 +960,16 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Date", self.date_time_string())
+        self.end_headers()
+
+    def send_slow_head(self, delay: float) -> None:
+        """Headers that come one by one."""
+        self.send_response_only(HTTPStatus.OK)
+        for number in range(50):
+            self.pause(delay)
+            self.send_header(f"X-{number}", "slow")
+            self.flush_headers()
+        self.send_header("Content-Length", "0")
         self.end_headers()
 
     def send_stream(self, status: int, kind: str, pieces: Iterator[bytes] | list[bytes]) -> None:

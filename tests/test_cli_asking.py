@@ -15,6 +15,8 @@ import stores
 from conftest import tree
 from stores import fail, records, said, succeed, the_file
 
+from ollama_prompt import render
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -104,6 +106,30 @@ def test_keys_that_ollama_adds_are_passed_on(run: Run, ollama: StandIn) -> None:
     assert "message" not in result
 
 
+def test_no_key_of_ours_is_taken_from_the_server(run: Run, ollama: StandIn, home: Path) -> None:
+    last = {"message": {"content": "Yes"}, "done": True, "session_id": "x", "window": "y", "thinking": "z"}
+    ollama.fail("status", status=200, body=last, times=2)
+    assert not ask(run, "--no-session").keys() & {"session_id", "thinking"}
+    turn = ask(run)
+    assert turn["session_id"] == the_file(home).stem
+    assert list(turn["window"]) == WINDOW_KEYS
+    assert "thinking" not in turn
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "tokens", "total"), [(-5, 7, 7), (9, True, 9), (2**60, 7, 7), (None, "7", None), (1.5, -1, None)]
+)
+def test_counts_that_are_none_are_neither_shown_nor_stored(
+    run: Run, ollama: StandIn, home: Path, prompt_tokens: object, tokens: object, total: int | None
+) -> None:
+    last = {"message": {"content": "Yes"}, "done": True, "prompt_eval_count": prompt_tokens, "eval_count": tokens}
+    ollama.fail("status", status=200, body=last)
+    turn, answer = ask(run), last_answer(the_file(home))
+    assert (turn["window"]["tokens"], turn["window"]["truncated"]) == (total, False)
+    for key, stored, count in (("prompt_eval_count", "prompt_tokens", prompt_tokens), ("eval_count", "tokens", tokens)):
+        assert turn.get(key, total) == answer.get(stored, total) == total, count
+
+
 def test_output_text_is_the_answer_and_a_newline(run: Run, ollama: StandIn) -> None:
     ollama.set(answers=["One\ntwo", "Ends itself.\n", "", "Größe 😀 \x1b[31m"])
     texts = [run("-p", "Hi", "--no-session", "--output", "text").stdout for _ in range(4)]
@@ -179,6 +205,13 @@ def test_stdin_goes_under_the_prompt_when_asked_for(run: Run, ollama: StandIn) -
     assert prompts == ["Review this\n\n+ one\n+ two", "Review this", "All of it"]
 
 
+@pytest.mark.parametrize("text", ["Review this", "Review this\n", "Review this\r\n"])
+def test_one_blank_line_parts_a_file_and_stdin(run: Run, ollama: StandIn, tmp_path: Path, text: str) -> None:
+    (tmp_path / "prompt.txt").write_bytes(text.encode())
+    succeed(run("--prompt-file", "prompt.txt", "--stdin", "--no-session", input="+ one\n"))
+    assert ollama.chats()[0]["messages"][0]["content"] == "Review this\n\n+ one"
+
+
 def test_prompt_file(run: Run, ollama: StandIn, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_bytes("\ufeffcafé\r\n".encode())
     succeed(run("--prompt-file", "prompt.txt", "--no-session", cwd=tmp_path))
@@ -190,6 +223,13 @@ def test_undecodable_arguments_become_valid_text(run: Run, ollama: StandIn, home
     (chat,) = ollama.chats()
     assert [message["content"] for message in chat["messages"]] == ["\ufffd", "caf\ufffd ok"]
     assert records(the_file(home))[0]["title"] == "t\ufffd"
+
+
+def test_options_that_are_no_valid_text_become_it(run: Run, ollama: StandIn, home: Path) -> None:
+    ask(run, "--option", r'foo={"\ud800": "\udc80"}', "--option", "caf\udce9=1", "--option", r'stop=["\ud800"]')
+    given = {"foo": {"\ufffd": "\ufffd"}, "caf\ufffd": 1, "stop": ["\ufffd"]}
+    assert options(ollama) == [given]
+    assert records(the_file(home))[0]["options"] == given
 
 
 # -- settings ----------------------------------------------------------------------------------------------
@@ -405,19 +445,33 @@ REFUSALS = [
     ),
     pytest.param({"kind": "redirect", "location": "http://127.0.0.1:1/api/chat"}, "ollama_error", id="redirect"),
 ]  # fmt: skip
+DEEP = '{"error":' * 1000 + "1" + "}" * 1000
+DONE = '{"message": {}, "done": %s}'
 BROKEN_OFF = [
     pytest.param({"kind": "status", "status": 500, "body": {"error": "boom"}}, "ollama_error", "", id="500"),
     pytest.param({"kind": "status", "status": 502, "body": "<html>"}, "ollama_error", "", id="502 of a proxy"),
     pytest.param({"kind": "html"}, "ollama_error", "", id="html"),
     pytest.param({"kind": "error_line"}, "ollama_error", "Answer to", id="error in the stream"),
     pytest.param({"kind": "junk_line"}, "ollama_error", "Answer to", id="junk in the stream"),
+    pytest.param(
+        {"kind": "junk_line", "text": '{"message": {"thinking": ["x"]}}'}, "ollama_error", "Answer to", id="no thoughts"
+    ),
+    pytest.param(
+        {"kind": "junk_line", "text": f'{{"message": {{}}, "done": true, "x": {DEEP}}}'},
+        "ollama_error", "Answer to", id="a deep end",
+    ),
+    pytest.param({"kind": "error_line", "message": DEEP}, "ollama_error", "Answer to", id="a deep error"),
+    pytest.param({"kind": "junk_line", "text": DONE % "1"}, "incomplete_answer", "Answer to", id="done: 1"),
+    pytest.param({"kind": "junk_line", "text": DONE % '"true"'}, "incomplete_answer", "Answer to", id="done: text"),
+    pytest.param({"kind": "junk_line", "text": DONE % "[0]"}, "incomplete_answer", "Answer to", id="done: [0]"),
+    pytest.param({"kind": "no_done", "tail": '{"mess'}, "incomplete_answer", "Answer to", id="cut in a line"),
     pytest.param({"kind": "empty"}, "incomplete_answer", "", id="empty"),
     pytest.param({"kind": "cut"}, "incomplete_answer", "Answer to", id="cut"),
     pytest.param({"kind": "no_done"}, "incomplete_answer", "Answer to", id="no done"),
     pytest.param({"kind": "close"}, "incomplete_answer", "", id="closed"),
     pytest.param({"kind": "hang_middle"}, "timeout", "Answer to", id="hangs"),
     pytest.param({"kind": "trickle", "delay": 5}, "timeout", "more ", id="trickles"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("fault", "code"), REFUSALS)
@@ -464,7 +518,7 @@ def test_a_broken_off_answer_with_output_text(run: Run, ollama: StandIn) -> None
     ollama.fail("error_line", message="out of memory")
     result = run("-p", "Hi", "--output", "text")
     assert result.returncode == 1
-    assert result.stdout.startswith("Answer to")
+    assert result.stdout == "Answer to\n", "an error begins on a line of its own"
     assert result.stderr == "error: out of memory\n"
 
 
@@ -505,6 +559,12 @@ def test_embedded_models_need_the_extra(run: Run, tmp_path: Path, home: Path) ->
     env = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "without"), os.environ.get("PYTHONPATH", "")])}
     error = fail(run("-p", "Hi", "--model", "model.gguf", env=env, cwd=tmp_path), "embedded_unavailable")
     assert "embedded" in error["hint"]
+    assert not home.exists()
+
+
+def test_what_cannot_be_decoded_leaves_nothing(run: Run, ollama: StandIn, home: Path) -> None:
+    ollama.fail("status", path="/api/show", status=200, body="no gzip", headers={"Content-Encoding": "gzip"})
+    assert "session_id" not in fail(run("-p", "Hi"), "ollama_error")
     assert not home.exists()
 
 
@@ -558,6 +618,43 @@ def test_an_interrupted_answer(
     answer = last_answer(the_file(home))
     assert (answer["content"], answer["done_reason"]) == ("Answer to:", "interrupted")
     assert succeed(run("-p", "On", "--session-id", the_file(home).stem)).json["window"]["messages_sent"] == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("times", [2, 3])
+def test_an_impatient_interruption(start: Start, run: Run, ollama: StandIn, home: Path, times: int) -> None:
+    ollama.fail("hang_middle", chunks=3)
+    process = start("-p", "Hi", "--output", "text")
+    assert process.stdout is not None
+    said_so_far = process.stdout.read(len("Answer to:"))
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"")
+    assert (said_so_far + out).strip() == b"Answer to:"
+    # The third signal ends the process wherever it is.
+    assert said(the_file(home)) in ([[("user", "Hi"), ("assistant", "Answer to:")], [("user", "Hi")]][: times - 1])
+    assert succeed(run("--check")).json["damage"] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_while_it_waits_for_a_session(
+    start: Start, ollama: StandIn, home: Path, number: signal.Signals, code: int
+) -> None:
+    path = stores.make(home)
+    ollama.hold()
+    start("-p", "Slow", "--session-id", path.stem)
+    ollama.wait(held=1)
+    before = path.read_bytes()
+    process = start("-p", "Hi", "--session-id", path.stem)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith(b"note: session")
+    process.send_signal(number)
+    assert process.communicate(timeout=30) == (b"", b"")
+    assert process.returncode == code
+    assert path.read_bytes() == before
+    assert len(ollama.chats()) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
@@ -649,6 +746,45 @@ def test_in_a_terminal(environment: dict[str, str], ollama: StandIn) -> None:
     code, shown = in_terminal(environment, "-p", "Hi", "--output", "text", "--no-session")
     assert code == 0
     assert shown == "waiting for smollm2 …\r\x1b[KRed: \\x1b[31m!\r\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")
+@pytest.mark.parametrize(
+    ("fault", "shown"),
+    [
+        ({"kind": "error_line", "message": "no memory"}, "Answer to\r\nerror: no memory\r\n"),
+        ({"kind": "error_line", "message": "no memory", "chunks": 0}, "error: no memory\r\n"),
+        (
+            {"kind": "status", "status": 503, "body": {"error": "busy"}},
+            "note: Ollama is busy; asking again\r\nAnswer to: Hi (messages: 1)\r\n",
+        ),
+    ],
+)
+def test_remarks_begin_on_lines_of_their_own(
+    environment: dict[str, str], ollama: StandIn, fault: Json, shown: str
+) -> None:
+    ollama.fail(**fault)
+    _, got = in_terminal(environment, "-p", "Hi", "--output", "text", "--no-session")
+    assert got == "waiting for smollm2 …\r\x1b[K" + shown
+
+
+@pytest.mark.parametrize(
+    "text", ["a\n\tb", "«\u00a0où\u202f?\u00a0»", "漢\u3000字", "\u0645\u06cc\u200c\u062e", "👩\u200d👧", "e\u0301"]
+)
+def test_what_text_is_written_with_stays(text: str) -> None:
+    assert render.visible(text) == text
+
+
+@pytest.mark.parametrize(
+    ("char", "shown"),
+    [
+        ("\x00", r"\x00"), ("\x07", r"\x07"), ("\b", r"\x08"), ("\r", r"\r"), ("\x1b", r"\x1b"), ("\x7f", r"\x7f"),
+        ("\x85", r"\x85"), ("\x9b", r"\x9b"), ("\u061c", r"\u061c"), ("\u200f", r"\u200f"), ("\u202e", r"\u202e"),
+        ("\u2066", r"\u2066"), ("\u2069", r"\u2069"), ("\ud800", r"\ud800"),
+    ],
+)  # fmt: skip
+def test_what_moves_the_cursor_or_turns_the_line_is_escaped(char: str, shown: str) -> None:
+    assert render.visible(f"a{char}b") == f"a{shown}b"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")

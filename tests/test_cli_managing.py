@@ -196,6 +196,8 @@ def test_purge_leaves_a_session_in_use_alone(run: Run, start: Start, home: Path,
         "sessions": [], "skipped": [new_id(1)],
     }  # fmt: skip
     assert "in use: " in run("--purge", "0", "--output", "text").stdout
+    busy = fail(run("--delete", new_id(1)), "session_busy", 75)
+    assert "--lock-timeout" not in busy["hint"], "it does not wait, whatever is given"
     ollama.release()
     assert turn.wait(30) == 0
     assert len(stores.said(the_file(home))) == 6

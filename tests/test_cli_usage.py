@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import tree
-from stores import fail, new_id, succeed
+from stores import fail, header, line, make, new_id, succeed
 
 from ollama_prompt import __version__, config, flags
 from ollama_prompt.errors import UsageError
@@ -67,12 +68,25 @@ WRONG_VALUES = [
     ("-p", "x", "--option", "=1"),
     ("-p", "x", "--option", "seed=1.5"),
     ("-p", "x", "--option", "top_p=high"),
+    ("-p", "x", "--option", "foo=99999999999999999999999"),
+    ("-p", "x", "--option", "foo=[99999999999999999999999]"),
+    ("-p", "x", "--option", 'foo={"a": -99999999999999999999999}'),
+    ("-p", "x", "--option", "foo=1e400"),
+    ("-p", "x", "--option", "stop=[1e400]"),
+    ("-p", "x", "--option", "foo=" + "[" * 150 + "]" * 150),
+    ("-p", "x", "--option", "foo=" + '{"a":' * 150 + "1" + "}" * 150),
+    ("-p", "x", "--option", "foo=" + "[" * 9999),
+    ("-p", "x", "--temperature", "1_0"),
     ("-p", "x", "--keep-alive", "soon"),
+    ("-p", "x", "--keep-alive", "\u0665m"),
+    ("-p", "x", "--keep-alive", "\u0665"),
     ("-p", "x", "--keep-alive", "5 m"),
     ("-p", "x", "--keep-alive", ""),
     ("-p", "x", "--timeout", "0"),
     ("-p", "x", "--timeout", "-1"),
     ("-p", "x", "--timeout", "5m"),
+    ("-p", "x", "--timeout", "1_000"),
+    ("-p", "x", "--timeout", "\u0665"),
     ("-p", "x", "--lock-timeout", "-1"),
     ("-p", "x", "--output", "xml"),
     ("-p", "x", "--prompt-file", "no such file"),
@@ -98,7 +112,7 @@ def parse(arguments: tuple[str, ...]) -> None:
         config.Request(parsed, {}, config.read_prompt(parsed))
 
 
-@pytest.mark.parametrize("arguments", [*CONTRADICTIONS, *WRONG_VALUES], ids=" ".join)
+@pytest.mark.parametrize("arguments", [*CONTRADICTIONS, *WRONG_VALUES], ids=lambda words: " ".join(words)[:60])
 def test_is_a_usage_error(arguments: tuple[str, ...]) -> None:
     with pytest.raises(UsageError) as caught:
         parse(arguments)
@@ -129,6 +143,22 @@ def test_is_no_usage_error(arguments: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        (r'foo="\ud800"', "foo", "\ufffd"),
+        (r'foo={"\ud800": ["\udc80"]}', "foo", {"\ufffd": ["\ufffd"]}),
+        (r'stop=["\ud800", "b"]', "stop", ["\ufffd", "b"]),
+        ("foo=\udcff", "foo", "\ufffd"),
+        ("caf\udce9=1", "caf\ufffd", 1),
+        ("foo=9223372036854775807", "foo", 2**63 - 1),
+        ("foo=" + "[" * 100 + "]" * 100, "foo", json.loads("[" * 100 + "]" * 100)),
+    ],
+)
+def test_an_option_becomes_what_can_be_stored_and_sent(text: str, name: str, value: object) -> None:
+    assert config.option(text) == (name, value)
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--bogus",), "--bogus"),
@@ -138,6 +168,7 @@ def test_is_no_usage_error(arguments: tuple[str, ...]) -> None:
         (("--prompt-file", "no such file"), "no such file"),
         (("--list-sessions", "--check"), "--check"),
         (("-p", "x", "--option", "seed=1.5"), "--option: seed must be a whole number"),
+        (("-p", "x", "--option", "foo=[1e400]"), "--option: foo has a number that is too large"),
     ],
 )
 def test_a_usage_error_as_json(
@@ -154,12 +185,24 @@ def test_a_usage_error_as_json(
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("output", [("--output", "text"), ("--output=text",)])
+@pytest.mark.parametrize(
+    "output",
+    [
+        ("--output", "text"),
+        ("--output=text",),
+        ("--output", "json", "--output", "text"),
+        ("--output=json", "--output=text"),
+    ],
+)
 def test_a_usage_error_as_text(run: Run, output: tuple[str, ...]) -> None:
     result = run("--bogus", *output)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == ("error: unrecognized arguments: --bogus\nhint: ollama-prompt --help shows all flags\n")
+
+
+def test_the_last_output_counts_for_errors_too(run: Run) -> None:
+    fail(run("--output=text", "--bogus", "--output", "json"), "usage", 2)
 
 
 def test_a_prompt_without_its_flag(run: Run) -> None:
@@ -208,6 +251,29 @@ def test_a_port_that_is_none_is_noted(run: Run) -> None:
     assert error.startswith('{"error"'), "the error is the last line"
 
 
+def test_a_bad_port_is_noted_when_a_session_is_continued(run: Run, home: Path) -> None:
+    make(home, 1)
+    result = run("-p", "Hi", "--session-id", ID, env={"OLLAMA_HOST": "https://127.0.0.1:x"})
+    assert result.stderr.startswith("note: OLLAMA_HOST: 'x' is not a port")
+    assert result.stderr.count("note: ") == 1
+
+
+@pytest.mark.parametrize("where", ["flag", "variable", "session"])
+def test_an_impossible_host_is_no_matter_to_a_file(run: Run, home: Path, where: str) -> None:
+    make(home, 1, line(header(ID, model="/absent.gguf")))
+    flags = {"flag": ("--model", "/absent.gguf"), "variable": (), "session": ("--session-id", ID)}[where]
+    env = {"OLLAMA_HOST": "ftp://nonsense", "OLLAMA_PROMPT_MODEL": "/absent.gguf" if where == "variable" else ""}
+    fail(run("-p", "Hi", *flags, env=env), "model_not_found")
+
+
+def test_an_impossible_host_is_named_when_a_session_is_continued(run: Run, home: Path) -> None:
+    make(home, 1)
+    before = tree(home / "sessions")
+    result = run("-p", "Hi", "--session-id", ID, env={"OLLAMA_HOST": "ftp://x"})
+    assert "OLLAMA_HOST" in fail(result, "usage", 2)["error"]
+    assert tree(home / "sessions") == before
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps the current directory")
 def test_a_current_directory_that_is_gone(environment: dict[str, str], tmp_path: Path) -> None:
     command = f'mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m ollama_prompt "$@"'
@@ -234,6 +300,7 @@ def test_a_flag_beats_a_variable_that_is_impossible(run: Run) -> None:
 
 def test_a_value_that_looks_like_a_flag(run: Run, ollama: StandIn) -> None:
     assert '--prompt="-5 degrees"' in fail(run("-p", "--purge"), "usage", 2)["hint"]
+    assert "empty" in fail(run("--session-id", "--prompt", "x"), "usage", 2)["hint"]
     succeed(run("--prompt=-v", "--no-session"))
     assert ollama.chats()[0]["messages"][0]["content"] == "-v"
 

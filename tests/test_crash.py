@@ -7,22 +7,29 @@ SQLite's own among them, by strace where there is one.
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import stores
 from conftest import Result, tree
 
+from ollama_prompt import interrupts
+from ollama_prompt.errors import Interrupted
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from conftest import Run
+    from conftest import Run, Start
     from standin import StandIn
     from warm import Warm
 
@@ -201,6 +208,163 @@ def test_interrupted_at_every_step(crash: Crash, signal: str, code: int) -> None
         codes.add(interrupted.returncode)
         crash.check(interrupted)
     assert codes == {0, code}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_at_some_moment_of_a_real_process(
+    start: Start, run: Run, home: Path, ollama: StandIn, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Steps know nothing of imports. That the command opens its prompt shows that it is under way."""
+    moments, codes = random.Random(number), set()
+    as_usual = {"PYTHONWARNINGS": ""}  # a connection that is given up while it is made is the system's to close
+    os.mkfifo(tmp_path / "prompt")
+    for _ in range(15):
+        process = start("--prompt-file", "prompt", env=as_usual)
+        with open(tmp_path / "prompt", "wb") as prompt:
+            prompt.write(b"Hi")
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(moments.uniform(0, 0.2))
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        codes.add(process.returncode)
+        assert (err, codes - {0, code}) == (b"", set())
+        if out:
+            turn = json.loads(out)
+            assert turn["done"] >= (process.returncode == 0)
+            (path,) = home.glob(f"sessions/*/{turn['session_id']}.jsonl")
+            assert stores.said(path)[0] == ("user", "Hi")
+    assert len(stores.files(home)) >= len(ollama.chats()), "what was sent is stored"
+    assert stores.succeed(run("--check")).json["damage"] == []
+
+
+def prelude(folder: Path, code: str) -> dict[str, str]:
+    """The environment in which a command runs this code before its own."""
+    (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+
+
+@pytest.mark.parametrize("module", ["ollama_prompt.cli", "ollama_prompt.turn", "orjson", "httpx"])
+def test_a_signal_while_a_module_is_imported_ends_the_process(
+    run: Run, home: Path, tmp_path: Path, module: str
+) -> None:
+    code = f"""\
+import os, sys
+def audit(event, args, kill=os.kill):
+    if event == "import" and args[0] == {module!r}:
+        kill(os.getpid(), {signal.SIGTERM:d})
+sys.addaudithook(audit)
+"""
+    ended = run("-p", "Hi", env=prelude(tmp_path, code))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "")
+    assert stores.files(home) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_interpreter_ends_changes_nothing(run: Run, tmp_path: Path, number: signal.Signals) -> None:
+    """It is sent when modules are taken apart, and the handlers of signals are gone already."""
+    code = f"""\
+import os, sys
+class Last:
+    def __del__(self, kill=os.kill, own=os.getpid()):
+        kill(own, {number:d})
+sys.last = Last()
+"""
+    assert stores.succeed(run("-p", "Hi", env=prelude(tmp_path, code))).json["done"] is True
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let signals come now, to a process that had none; where it would end, SystemExit is raised."""
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    for name, value in (("reaction", interrupts.END), ("received", 0), ("pending", None)):
+        monkeypatch.setattr(interrupts._State, name, value)
+
+    def now(*numbers: signal.Signals) -> None:
+        for number in numbers or (signal.SIGINT,):
+            interrupts._handle(number, None)
+
+    return now
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_process_where_nothing_was_begun(
+    now: Callable[..., None], number: signal.Signals, code: int
+) -> None:
+    with pytest.raises(SystemExit) as anywhere:
+        now(number)
+    with interrupts.deferred(), interrupts.fatal(), pytest.raises(SystemExit) as fatal:
+        now(number)
+    assert anywhere.value.code == fatal.value.code == code
+
+
+def test_a_signal_just_before_ends_it_too(now: Callable[..., None]) -> None:
+    with interrupts.deferred():
+        now()
+        with pytest.raises(SystemExit), interrupts.fatal():
+            pass
+
+
+def test_a_signal_is_heard_where_a_turn_waits(now: Callable[..., None]) -> None:
+    with interrupts.deferred():
+        with pytest.raises(Interrupted) as caught, interrupts.heard():
+            now(signal.SIGTERM)
+        with interrupts.heard():
+            pass
+    assert caught.value.exit_code == 143
+
+
+def test_a_deferred_signal_waits_for_the_next_place_where_it_is_heard(now: Callable[..., None]) -> None:
+    reached = []
+    with interrupts.deferred():
+        now(signal.SIGTERM)
+        reached.append("stored")
+        with pytest.raises(Interrupted) as caught, interrupts.heard():
+            reached.append("asked")
+    assert (reached, caught.value.exit_code) == (["stored"], 143)
+
+
+def test_a_signal_behind_the_last_such_place_is_too_late(now: Callable[..., None]) -> None:
+    with interrupts.deferred():
+        with interrupts.heard():
+            pass
+        now()
+    with interrupts.deferred(), interrupts.heard():
+        pass
+    with pytest.raises(SystemExit):
+        now()
+
+
+def test_what_cleans_up_behind_an_interruption_is_not_interrupted(now: Callable[..., None]) -> None:
+    def interrupted_twice() -> None:
+        with interrupts.heard():
+            try:
+                now()
+            finally:
+                now()
+                cleaned.append(True)
+
+    cleaned: list[bool] = []
+    with interrupts.deferred(), pytest.raises(Interrupted):
+        interrupted_twice()
+    assert cleaned == [True]
+
+
+def test_the_third_signal_ends_the_process_wherever_it_is(now: Callable[..., None]) -> None:
+    with interrupts.deferred(), pytest.raises(SystemExit) as caught:
+        now(signal.SIGTERM, signal.SIGTERM, signal.SIGINT)
+    assert caught.value.code == 130
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_signal_that_is_ignored_stays_so(ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    others = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        interrupts.install()
+        assert (signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) == ignored
+    finally:
+        for number, handler in {signal.SIGHUP: before, **others}.items():
+            signal.signal(number, handler)
 
 
 # --- System calls ----------------------------------------------------------------------------------

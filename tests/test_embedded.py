@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from stores import fail
 
 from ollama_prompt.embedded import DEFAULT_NUM_CTX, EmbeddedModel
 from ollama_prompt.errors import (
@@ -356,6 +357,12 @@ def test_text_is_the_answer_and_nothing_else(run: Run, path: str) -> None:
     text = run(*arguments, "--output", "text")
     assert text.stderr == ""
     assert text.stdout == run(*arguments).json["response"] + "\n"
+
+
+def test_more_threads_than_llama_cpp_takes_are_refused(run: Run, path: str, home: Path) -> None:
+    error = fail(run("--model", path, "-p", FACT, "--option", "num_thread=100000"), "ollama_error")
+    assert '"num_thread" must be 512 or less' in error["error"]
+    assert not list(home.glob("sessions/*/*"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from stores import records, said, the_file
 
 from ollama_prompt import cli, commands, errors, interrupts
 from ollama_prompt.errors import OllamaPromptError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from standin import StandIn
 
 DRAWN = re.compile(r"^    ([ │├└─]*)(\w+) *(?!exit)(\w+)?(?:.*exit (\d+))?.*$")
 INSIDE_ONLY = {"ContextExceeded"}
@@ -145,6 +148,18 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_debug_says_nothing_more_where_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--list-sessions", "--debug"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_bug_in_a_turn_keeps_what_was_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, ollama: StandIn
+) -> None:
+    monkeypatch.setattr("ollama_prompt.console.JsonSink.token", raise_it(ZeroDivisionError("odd")))
+    monkeypatch.setenv("OLLAMA_HOST", ollama.url)
+    assert cli.main(["-p", "Hi", "--model", "smollm2"]) == 1
+    assert "--debug" in json.loads(capsys.readouterr().err)["hint"]
+    stored = the_file(tmp_path / "store")
+    assert said(stored) == [("user", "Hi"), ("assistant", "Answer")]
+    assert records(stored)[-1]["done_reason"] == "error"
 
 
 def test_interruptions_have_their_exit_codes(

@@ -32,6 +32,7 @@ from ollama_prompt.host import parse_host
         ("example.com/", "http://example.com:11434"),
         ("https://example.com/a/b/", "https://example.com:443/a/b"),
         ("https://example.com:1/a b?c", "https://example.com:1/a%20b%3Fc"),
+        ("https://example.com:1/caf\udce9", "https://example.com:1/caf%E9"),
         ("/only/a/path", "http://127.0.0.1:11434/only/a/path"),
         ("1.2.3.4", "http://1.2.3.4:11434"),
         ("0.0.0.0", "http://127.0.0.1:11434"),
@@ -64,6 +65,7 @@ def test_reads_what_ollama_reads(value: str | None, url: str) -> None:
     ("value", "url", "port"),
     [
         ("example.com:65536", "http://example.com:11434", "65536"),
+        ("example.com:" + "9" * 5000, "http://example.com:11434", "9" * 5000),
         ("example.com:-1", "http://example.com:11434", "-1"),
         ("example.com:", "http://example.com:11434", ""),
         ("example.com:x", "http://example.com:11434", "x"),

@@ -327,6 +327,13 @@ def test_a_server_of_another_kind(connect: Connect, raw_server: Callable[[bytes]
         connect(host=transport(port=port)).check()
 
 
+def test_an_answer_that_cannot_be_decoded_refuses(ollama: StandIn, connect: Connect, host: Host) -> None:
+    ollama.fail("status", path="/api/show", status=200, body="no gzip", headers={"Content-Encoding": "gzip"})
+    with pytest.raises(OllamaError, match="cannot be read") as info:
+        connect(host=host).check()
+    assert not info.value.keeps_prompt
+
+
 def test_https_where_http_is_spoken(ollama: StandIn, connect: Connect) -> None:
     with pytest.raises(OllamaUnreachable, match="TLS") as info:
         connect(host=Host("https", port=ollama.port)).check()
@@ -418,11 +425,33 @@ def test_one_object_instead_of_a_stream(ollama: StandIn, connect: Connect) -> No
     assert chunk["message"]["content"] == "Answer to: Hi (messages: 1)"
 
 
+def test_the_last_line_may_lack_its_end(ollama: StandIn, connect: Connect, host: Host) -> None:
+    ollama.fail("no_done", tail='{"message": {"content": "!"}, "done": true}')
+    assert text(connect(host=host)) == "Answer to!"
+
+
+@pytest.mark.parametrize("count", [-1, True, 1.5, "7", 2**60, 2**70, None, [1]])
+def test_counts_that_are_none_are_left_out(ollama: StandIn, connect: Connect, count: object) -> None:
+    last = {"message": {"content": "Hi"}, "done": True, "prompt_eval_count": count, "eval_count": 7}
+    ollama.fail("status", status=200, body=last)
+    ollama.fail("status", status=200, body=last | {"prompt_eval_count": 0, "eval_count": count})
+    chunks = [*connect().chat(ASK), *connect().chat(ASK)]
+    counts = [(chunk.get("prompt_eval_count", "none"), chunk.get("eval_count", "none")) for chunk in chunks]
+    assert counts == [("none", 7), (0, "none")]
+
+
 def nested(message: str, **more: object) -> Json:
     """JSON inside the error's text, as the process behind the server reports."""
     inner = {"error": {"code": 500, "message": message, **more}}
     return {"error": httpx.Response(200, json=inner).text}
 
+
+def deep(key: str) -> str:
+    """An object 1000 deep: JSON readers take it, JSON writers do not."""
+    return f'{{"{key}":' * 1000 + "1" + "}" * 1000
+
+
+TOO_MANY_DIGITS = f"request ({'9' * 5000} tokens) exceeds the available context size (8 tokens)"
 
 BROKEN: list[tuple[Json, type[ModelError], bool, str]] = [
     ({"kind": "close"}, IncompleteAnswer, True, "broke off"),
@@ -437,6 +466,18 @@ BROKEN: list[tuple[Json, type[ModelError], bool, str]] = [
     ({"kind": "junk_line", "text": "[1]"}, OllamaError, True, "does not answer as Ollama"),
     ({"kind": "junk_line", "text": '{"done": true}'}, OllamaError, True, "does not answer as Ollama"),
     ({"kind": "junk_line", "text": '{"message": {"content": 1}}'}, OllamaError, True, "does not answer as Ollama"),
+    ({"kind": "junk_line", "text": '{"message": {"thinking": ["x"]}}'}, OllamaError, True, "as Ollama"),
+    ({"kind": "junk_line", "text": '{"message": {"content": ""}, "done": 1}'}, IncompleteAnswer, True, "without"),
+    ({"kind": "no_done", "tail": '{"model": "smo'}, IncompleteAnswer, True, "without saying"),
+    ({"kind": "no_done", "tail": '{"message": {"content": "Gr\xc3'}, IncompleteAnswer, True, "without saying"),
+    ({"kind": "cut", "tail": '{"model": "smo'}, IncompleteAnswer, True, "broke off"),
+    ({"kind": "no_done", "chunks": 0, "tail": '{"model": "smo'}, IncompleteAnswer, True, "without saying"),
+    ({"kind": "no_done", "chunks": 0, "tail": "Please wait"}, OllamaError, True, "Please wait"),
+    ({"kind": "error_line", "message": deep("error")}, OllamaError, True, '{"error":'),
+    ({"kind": "junk_line", "text": deep("error")}, OllamaError, True, '{"error":'),
+    ({"kind": "status", "status": 500, "body": deep("error")}, OllamaError, True, '{"error":'),
+    ({"kind": "junk_line", "text": f'{{"message": {{}}, "done": true, "x": {deep("y")}}}'}, OllamaError, True, "as Ol"),
+    ({"kind": "status", "status": 400, "body": {"error": TOO_MANY_DIGITS}}, OllamaError, False, "^request"),
     ({"kind": "html"}, OllamaError, True, "Welcome"),
     ({"kind": "html", "status": 502}, OllamaError, True, "502"),
     ({"kind": "html", "status": 404}, OllamaError, False, "404"),
@@ -474,7 +515,7 @@ def test_failures_of_chat(
     assert error.keeps_prompt is keeps
     with pytest.raises(kind, match=message):
         raise error
-    if fault["kind"] in ("cut", "no_done", "error_line", "junk_line"):
+    if fault["kind"] in ("cut", "no_done", "error_line", "junk_line") and "chunks" not in fault:
         assert got == "Answer to"
 
 
@@ -584,6 +625,22 @@ def test_the_server_may_say_when(
 
 
 # -- limits and interrupts -----------------------------------------------------------------------------
+
+
+def test_the_deadline_limits_headers_too(ollama: StandIn, connect: Connect) -> None:
+    ollama.fail("slow_head")
+    _, error = caught(connect(within=0.3))
+    assert isinstance(error, AnswerTimeout)
+    ollama.wait(gone=1, timeout=5)  # it left before they were whole
+
+
+@pytest.mark.parametrize("start", ['{"mess', "Please wa", '{"message":{"content":"Hi"}}\n{"mess'])
+def test_a_line_that_the_deadline_cuts_is_a_timeout(
+    connect: Connect, raw_server: Callable[[bytes], int], start: str
+) -> None:
+    port = raw_server(b"HTTP/1.0 200 OK\r\n\r\n" + start.encode())
+    _, error = caught(connect(host=Host(port=port), within=0.2))
+    assert isinstance(error, AnswerTimeout)
 
 
 @pytest.mark.parametrize(
