@@ -1,19 +1,25 @@
 """The command, as `ollama-prompt` and as `python -m ollama_prompt`."""
 
-import sys
+from __future__ import annotations
+
+import os
 
 from ollama_prompt import interrupts
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
-def main() -> int:
-    """Run the command; the exit code. Ctrl-C must show no traceback from the first import on."""
-    interrupts.install()
+
+def main() -> NoReturn:
+    """Run the command, and end the process with its exit code."""
+    interrupts.install()  # Ctrl-C must show no traceback, from the first import on
     from ollama_prompt import cli
 
-    code = cli.main()
-    interrupts.ignore()
-    return code
+    # All is written and flushed. The end of the interpreter would free every object, give up the handlers of
+    # signals before it is through, and unload the library of the embedded model, which may crash.
+    os._exit(cli.main())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -32,14 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     gc.disable()  # a process this short ends before collecting pays
     try:
-        return _guarded(arguments)
-    finally:
-        gc.freeze()  # nor at its end: what is left goes with the process
-
-
-def _guarded(arguments: list[str]) -> int:
-    """Run the command; whatever goes wrong is told as an error of ours."""
-    try:
         interrupts.install()
         console.prepare()
         code = _run(arguments)

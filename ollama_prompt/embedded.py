@@ -75,6 +75,11 @@ _NUMBERS = {
 _THINKING = re.compile(r"enable_thinking|reasoning_content|reasoning_effort|<think>")
 
 
+_NEVER_FREED: list[Any] = []
+"""Servers that were loaded and never asked, as after Ctrl-C. xllamacpp waits for ever while it frees one whose
+loop has not begun, and only an answer tells that it has."""
+
+
 class EmbeddedModel:
     """The model in one file; see `model.Model` for what the methods promise.
 
@@ -91,6 +96,7 @@ class EmbeddedModel:
         self._head: gguf.GgufHead | None = None
         self._server: Any = None
         self._loaded: tuple[int, int] | None = None
+        self._was_asked = False
         self._work: _Work | None = None
 
     def check(self) -> ModelFacts:
@@ -192,9 +198,12 @@ class EmbeddedModel:
         work.queue.put({"load_duration": time.monotonic_ns() - begun})
         if not work.stopped.is_set():
             _ask(self._server, question, work.take)
+            self._was_asked = True
 
     def _unload(self) -> None:
-        self._server, self._loaded = None, None
+        if self._server is not None and not self._was_asked:
+            _NEVER_FREED.append(self._server)
+        self._server, self._loaded, self._was_asked = None, None, False
 
 
 class _Work:

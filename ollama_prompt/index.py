@@ -20,7 +20,6 @@ Rules:
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import stat
@@ -101,6 +100,8 @@ class Row:
     @classmethod
     def of(cls, path: str, reading: Reading, young: bool) -> Row:
         """The row for a file that was read just now."""
+        import json  # not for the listing, which only prints what was made here
+
         summary = reading.summary
         row = cls(path, summary.session_id, reading.stamp, young)
         row.last_used, row.last_id = summary.last_used or "", summary.last_id
@@ -129,6 +130,10 @@ def path_json(path: str) -> str:
     A name that is no valid Unicode, which neither SQLite nor UTF-8 takes, is escaped.
     """
     path = path.replace("/", os.sep)
+    if path.isascii() and path.isprintable() and '"' not in path and "\\" not in path:
+        return path
+    import json
+
     return json.dumps(path, ensure_ascii=not can_keep(path))[1:-1]
 
 
@@ -307,6 +312,8 @@ class Index:
 
 
 def _row(values: tuple[Any, ...]) -> Row:
+    import json
+
     row = Row(values[2], values[3], values[4:8], bool(values[8]))
     row.last_used, row.last_id, row.record_count, row.listed = *values[:2], *values[9:11]
     row.saved = json.loads(values[12])
@@ -327,6 +334,8 @@ def _make_tables(database: sqlite3.Connection) -> None:
 
 
 def _insert(database: sqlite3.Connection, rows: list[Row]) -> None:
+    import json
+
     rows = [row for row in rows if can_keep(row.path)]
     saved = ((row.path, json.dumps(row.saved, ensure_ascii=False, separators=(",", ":"))) for row in rows)
     database.executemany(f"INSERT OR REPLACE INTO files VALUES ({', '.join('?' * 12)})", (row.values() for row in rows))

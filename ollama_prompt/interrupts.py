@@ -21,7 +21,7 @@ from ollama_prompt.errors import Interrupted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import FrameType
 
 END, DEFER, RAISE = range(3)
@@ -37,19 +37,10 @@ class _State:
 
 def install() -> None:
     """React to the signals that end a program. One that is ignored (nohup, &) stays so."""
-    _set(_handle)
-
-
-def ignore() -> None:
-    """The exit code stands: the end of the interpreter, which gives up our handlers, must not change it."""
-    _set(signal.SIG_IGN)
-
-
-def _set(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
+            signal.signal(number, _handle)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of a handler

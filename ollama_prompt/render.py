@@ -7,7 +7,6 @@ a title must not move the cursor.
 
 from __future__ import annotations
 
-import json
 import re
 
 TYPE_CHECKING = False
@@ -23,6 +22,8 @@ _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\
 
 def as_json(data: dict[str, Any]) -> str:
     """One object, indented."""
+    import json
+
     return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
 
 
@@ -40,6 +41,8 @@ def listing_as_json(lines: list[bytes], total: int) -> bytes:
 
 def error_as_json(error: OllamaPromptError) -> str:
     """An error as one object on one line."""
+    import json
+
     data = {"error": error.message, "code": error.code, "hint": error.hint, "session_id": error.session_id}
     return json.dumps({key: value for key, value in data.items() if value is not None}, ensure_ascii=False) + "\n"
 
@@ -57,6 +60,8 @@ def visible(text: str) -> str:
 
 def listing_as_text(lines: list[bytes]) -> str:
     """The listing as a table."""
+    import json
+
     rows = [_listed(json.loads(line)) for line in lines]
     return _table(("SESSION", "LAST USED", "MESSAGES", "MODEL", "TITLE"), rows)
 
