@@ -10,7 +10,7 @@ the files alone.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from stat import S_ISDIR, S_ISREG
 
 from ollama_prompt import clock
@@ -99,7 +99,7 @@ class Catalogue:
         if state not in {"ok", "old"}:
             return "stale" if state == "unreadable" else state
         try:
-            known = {entry[0]: entry for entry in self.index.entries(self._folder)[0]}
+            known = {entry[0]: entry for entry in self.index.entries(self._folder)}
         except IndexUnusable as error:
             return "stale" if state == "old" or error.state == "busy" else error.state
         fresh = {row.path: row.entry(self._folder) for row in rows if can_keep(row.path)}
@@ -127,10 +127,9 @@ class Catalogue:
         """Every session file, relative to `sessions`, with /. Raises `StoreUnreadable`."""
         return self.differences([])[0]
 
-    def differences(self, known: list[Entry]) -> tuple[list[str], list[str]]:
-        """(Files to be read: new, changed or last read young; paths in `known` whose file is gone).
-
-        Raises `StoreUnreadable`.
+    def differences(self, known: list[Entry]) -> tuple[list[str], list[str], bool]:
+        """(Files to be read: new, changed or last read young; paths in `known` whose file is gone; whether a name
+        occurs twice, as it does when a session lies in two files). Raises `StoreUnreadable`.
         """
         try:
             return self._compare(known)
@@ -138,13 +137,16 @@ class Catalogue:
             where = error.filename or self.layout.sessions
             raise StoreUnreadable(f"cannot read {where}: {error.strerror or error}") from error
 
-    def _compare(self, known: list[Entry]) -> tuple[list[str], list[str]]:
+    def _compare(self, known: list[Entry]) -> tuple[list[str], list[str], bool]:
         """The loops that every listing runs for every session: they do nothing but look."""
         paths = {entry[0] for entry in known}
-        found = 0
+        different: set[str] = set()
+        found = count = 0
         stale: list[str] = []
         folders = [("", self.layout.sessions)]
         for prefix, folder, names in self._read_folders(folders):
+            different.update(names)
+            count += len(names)
             for name in names:
                 if prefix + name in paths:
                     found += 1
@@ -153,30 +155,44 @@ class Catalogue:
         changed, are_there = self._look_at(known)
         # A file can be there and not be found: behind a link that has taken the place of a folder.
         gone = [] if are_there and found == len(known) else self._gone(paths)
-        return stale + [path for path in changed if path not in gone], gone
+        return stale + [path for path in changed if path not in gone], gone, len(different) < count
 
     def _look_at(self, known: list[Entry]) -> tuple[list[str], bool]:
         """(Those of these files that have another stamp, whether all are there)."""
         changed: list[str] = []
         are_there = True
-        start, lstat = self._folder, os.lstat
-        for path, size, mtime_ns, ctime_ns, inode, _ in known:
-            try:
-                status = lstat(start + path)
-            except (FileNotFoundError, NotADirectoryError):
-                are_there = False
-                continue
-            if (
-                mtime_ns != status.st_mtime_ns
-                or size != status.st_size
-                or ctime_ns != status.st_ctime_ns
-                or inode != status.st_ino
-            ):
-                if S_ISREG(status.st_mode):
-                    changed.append(path)
-                else:
-                    are_there = False  # something else that has the file's name now
+        with self._opened() as (start, folder):
+            for path, size, mtime_ns, ctime_ns, inode, _ in known:
+                try:
+                    status = os.stat(start + path, dir_fd=folder, follow_symlinks=False)
+                except (FileNotFoundError, NotADirectoryError):
+                    are_there = False
+                    continue
+                if (
+                    mtime_ns != status.st_mtime_ns
+                    or size != status.st_size
+                    or ctime_ns != status.st_ctime_ns
+                    or inode != status.st_ino
+                ):
+                    if S_ISREG(status.st_mode):
+                        changed.append(path)
+                    else:
+                        are_there = False  # something else that has the file's name now
         return changed, are_there
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[str, int | None]]:
+        """What goes before a name in `sessions`, and the folder that it is looked for in: a shorter way to each
+        file, where the system has it.
+        """
+        if os.stat not in os.supports_dir_fd or not os.path.isdir(self.layout.sessions):
+            yield self._folder, None
+            return
+        folder = os.open(self.layout.sessions, os.O_RDONLY)
+        try:
+            yield "", folder
+        finally:
+            os.close(folder)
 
     def _gone(self, paths: Iterable[str]) -> list[str]:
         there = set(self.files())
@@ -220,20 +236,24 @@ class Catalogue:
 
     # --- Refreshing ----------------------------------------------------------------------------
 
-    def _refreshed(self) -> tuple[list[Entry], set[str]]:
-        """What the index has, once it agrees with the files. Raises `IndexUnusable` if it cannot be made to."""
+    def _refreshed(self) -> tuple[list[Entry], bool]:
+        """What the index has, once it agrees with the files, and whether a session may lie in two of them.
+
+        Raises `IndexUnusable` if it cannot be made to agree.
+        """
         try:
-            entries, doubled = self.index.entries(self._folder)
+            entries = self.index.entries(self._folder)
         except IndexUnusable as error:
             # Without files there is nothing to make an index for: listing an empty store leaves no trace.
             if error.state != "corrupt" and (error.state != "missing" or not self.files()):
                 raise
             self._change_locked(self._rebuild)
-            return self.index.entries(self._folder)
-        if not any(self.differences(entries)):
-            return entries, doubled
-        self._change_locked(self._refresh)
-        return self.index.entries(self._folder)
+            return self.index.entries(self._folder), self.differences([])[2]
+        stale, gone, doubled = self.differences(entries)
+        if stale or gone:
+            self._change_locked(self._refresh)
+            entries = self.index.entries(self._folder)
+        return entries, doubled
 
     def _change_locked(self, change: Callable[[], None]) -> None:
         try:
@@ -250,7 +270,7 @@ class Catalogue:
 
     def _refresh(self) -> None:
         """Tell the index what has changed; what another process read while we waited need not be read again."""
-        stale, gone = self.differences(self.index.entries(self._folder)[0])
+        stale, gone, _ = self.differences(self.index.entries(self._folder))
         try:
             known = self.index.at([*stale, *gone])
             rows = self._read_files(stale, known)
@@ -268,7 +288,7 @@ class Catalogue:
         known: dict[str, Row] = {}
         with suppress(IndexUnusable):
             known = {row.path: row for row in self.index.rows(wait=False)}
-        stale, gone = self.differences([row.entry(self._folder) for row in known.values()])
+        stale, gone, _ = self.differences([row.entry(self._folder) for row in known.values()])
         wrong = {*stale, *gone}
         return [*(row for path, row in known.items() if path not in wrong), *self._read_files(stale, known)]
 

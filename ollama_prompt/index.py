@@ -66,7 +66,6 @@ _ENTRIES = """
 SELECT path, iif(young, -1, size), mtime_ns, ctime_ns, inode, CAST(listed || ? || path_json || '"}' AS BLOB)
 FROM files ORDER BY last_used DESC, last_id DESC
 """
-_DOUBLED = "SELECT session_id FROM files GROUP BY session_id HAVING count(*) > 1"
 _ROWS = "SELECT files.*, saved FROM files JOIN readings USING (path)"
 
 
@@ -175,15 +174,14 @@ class Index:
             return "foreign"
         return "ok" if int.from_bytes(head[60:64], "big") == SCHEMA_VERSION else "old"
 
-    def entries(self, folder: str) -> tuple[list[Entry], set[str]]:
-        """All rows as they are listed, newest use first, and the sessions that lie in more than one file.
+    def entries(self, folder: str) -> list[Entry]:
+        """All rows as they are listed, newest use first.
 
         `folder` goes before the paths. Plain tuples of few values: making them is most of what a long
         listing costs. Raises `IndexUnusable`.
         """
         with self._reading() as database:
-            entries = database.execute(_ENTRIES, (path_json(folder),)).fetchall()
-            return entries, {row[0] for row in database.execute(_DOUBLED)}
+            return database.execute(_ENTRIES, (path_json(folder),)).fetchall()
 
     def rows(self, wait: bool = True) -> list[Row]:
         """All rows; with `wait` False only if they can be had at once. Raises `IndexUnusable`."""
