@@ -16,7 +16,7 @@ from stat import S_ISDIR, S_ISREG
 from ollama_prompt import clock
 from ollama_prompt.errors import SessionBusy, StoreError, StoreUnreadable, StoreWriteFailed
 from ollama_prompt.index import BUSY_SECONDS, Index, IndexUnusable, Row, can_keep, is_young, read_time_ns
-from ollama_prompt.layout import SUFFIX, Layout
+from ollama_prompt.layout import LARGEST, SUFFIX, Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Catalogue:
     def listing(self) -> list[bytes]:
         """Every session once, as its line of the listing in JSON, newest use first."""
         try:
-            entries, doubled = self._refreshed()
-            if not doubled:
+            entries = self._refreshed()
+            if len({entry[0][-_NAME_LENGTH:] for entry in entries}) == len(entries):
                 return [entry[-1] for entry in entries]
             rows = self.index.rows()
         except IndexUnusable as error:
@@ -127,9 +127,10 @@ class Catalogue:
         """Every session file, relative to `sessions`, with /. Raises `StoreUnreadable`."""
         return self.differences([])[0]
 
-    def differences(self, known: list[Entry]) -> tuple[list[str], list[str], bool]:
-        """(Files to be read: new, changed or last read young; paths in `known` whose file is gone; whether a name
-        occurs twice, as it does when a session lies in two files). Raises `StoreUnreadable`.
+    def differences(self, known: list[Entry]) -> tuple[list[str], list[str]]:
+        """(Files to be read: new, changed or last read young; paths in `known` whose file is gone).
+
+        Raises `StoreUnreadable`.
         """
         try:
             return self._compare(known)
@@ -137,16 +138,13 @@ class Catalogue:
             where = error.filename or self.layout.sessions
             raise StoreUnreadable(f"cannot read {where}: {error.strerror or error}") from error
 
-    def _compare(self, known: list[Entry]) -> tuple[list[str], list[str], bool]:
+    def _compare(self, known: list[Entry]) -> tuple[list[str], list[str]]:
         """The loops that every listing runs for every session: they do nothing but look."""
         paths = {entry[0] for entry in known}
-        different: set[str] = set()
-        found = count = 0
+        found = 0
         stale: list[str] = []
         folders = [("", self.layout.sessions)]
         for prefix, folder, names in self._read_folders(folders):
-            different.update(names)
-            count += len(names)
             for name in names:
                 if prefix + name in paths:
                     found += 1
@@ -154,8 +152,10 @@ class Catalogue:
                     _sort_out(prefix + name, os.path.join(folder, name), stale, folders)
         changed, are_there = self._look_at(known)
         # A file can be there and not be found: behind a link that has taken the place of a folder.
-        gone = [] if are_there and found == len(known) else self._gone(paths)
-        return stale + [path for path in changed if path not in gone], gone, len(different) < count
+        if are_there and found == len(known):
+            return stale + changed, []
+        gone = set(self._gone(paths))
+        return stale + [path for path in changed if path not in gone], list(gone)
 
     def _look_at(self, known: list[Entry]) -> tuple[list[str], bool]:
         """(Those of these files that have another stamp, whether all are there)."""
@@ -172,7 +172,7 @@ class Catalogue:
                     mtime_ns != status.st_mtime_ns
                     or size != status.st_size
                     or ctime_ns != status.st_ctime_ns
-                    or inode != status.st_ino
+                    or inode != status.st_ino & LARGEST
                 ):
                     if S_ISREG(status.st_mode):
                         changed.append(path)
@@ -185,10 +185,13 @@ class Catalogue:
         """What goes before a name in `sessions`, and the folder that it is looked for in: a shorter way to each
         file, where the system has it.
         """
-        if os.stat not in os.supports_dir_fd or not os.path.isdir(self.layout.sessions):
+        try:
+            folder = os.open(self.layout.sessions, os.O_RDONLY) if os.stat in os.supports_dir_fd else None
+        except (FileNotFoundError, NotADirectoryError):
+            folder = None
+        if folder is None:
             yield self._folder, None
             return
-        folder = os.open(self.layout.sessions, os.O_RDONLY)
         try:
             yield "", folder
         finally:
@@ -236,11 +239,8 @@ class Catalogue:
 
     # --- Refreshing ----------------------------------------------------------------------------
 
-    def _refreshed(self) -> tuple[list[Entry], bool]:
-        """What the index has, once it agrees with the files, and whether a session may lie in two of them.
-
-        Raises `IndexUnusable` if it cannot be made to agree.
-        """
+    def _refreshed(self) -> list[Entry]:
+        """What the index has, once it agrees with the files. Raises `IndexUnusable` if it cannot be made to."""
         try:
             entries = self.index.entries(self._folder)
         except IndexUnusable as error:
@@ -248,12 +248,11 @@ class Catalogue:
             if error.state != "corrupt" and (error.state != "missing" or not self.files()):
                 raise
             self._change_locked(self._rebuild)
-            return self.index.entries(self._folder), self.differences([])[2]
-        stale, gone, doubled = self.differences(entries)
-        if stale or gone:
-            self._change_locked(self._refresh)
-            entries = self.index.entries(self._folder)
-        return entries, doubled
+            return self.index.entries(self._folder)
+        if not any(self.differences(entries)):
+            return entries
+        self._change_locked(self._refresh)
+        return self.index.entries(self._folder)
 
     def _change_locked(self, change: Callable[[], None]) -> None:
         try:
@@ -270,7 +269,7 @@ class Catalogue:
 
     def _refresh(self) -> None:
         """Tell the index what has changed; what another process read while we waited need not be read again."""
-        stale, gone, _ = self.differences(self.index.entries(self._folder))
+        stale, gone = self.differences(self.index.entries(self._folder))
         try:
             known = self.index.at([*stale, *gone])
             rows = self._read_files(stale, known)
@@ -288,7 +287,7 @@ class Catalogue:
         known: dict[str, Row] = {}
         with suppress(IndexUnusable):
             known = {row.path: row for row in self.index.rows(wait=False)}
-        stale, gone, _ = self.differences([row.entry(self._folder) for row in known.values()])
+        stale, gone = self.differences([row.entry(self._folder) for row in known.values()])
         wrong = {*stale, *gone}
         return [*(row for path, row in known.items() if path not in wrong), *self._read_files(stale, known)]
 

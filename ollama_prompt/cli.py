@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from contextlib import suppress
 from itertools import pairwise
 
 from ollama_prompt import config, console, interrupts
@@ -98,7 +99,7 @@ def _ask(flags: Namespace) -> int:
     try:
         turn = commands.ask(request, indexer, os.environ, sink, console.note)
     except Interrupted as interruption:
-        if interruption.turn is not None:
+        with suppress(OutputClosed, OutputFailed):  # Ctrl-C ends the reader of a pipe as well
             sink.end(render.as_json(interruption.turn))
         raise
     finally:

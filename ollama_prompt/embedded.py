@@ -27,6 +27,7 @@ import re
 import sys
 import threading
 import time
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from ollama_prompt import clock, gguf
@@ -98,6 +99,8 @@ class EmbeddedModel:
         self._loaded: tuple[int, int] | None = None
         self._was_asked = False
         self._work: _Work | None = None
+        with suppress(EmbeddedUnavailable):  # now, when no interruption is heard; `check` tells if it is missing
+            _import_xllamacpp()
 
     def check(self) -> ModelFacts:
         """Look at the file, and whether there is a library to run it."""

@@ -190,14 +190,14 @@ class OutputClosed(OllamaPromptError):
 class Interrupted(BaseException):
     """Ctrl-C or a request to terminate; `signal_number` gives the exit code, 128 + signal.
 
-    `turn` is what had come of an answer, in the form that is printed; None outside a turn. Not an
+    It is raised within a turn only; `turn` is what had come of the answer, in the form that is printed. Not an
     Exception, so that no `except Exception` swallows it.
     """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.signal_number = signal_number
-        self.turn: dict[str, object] | None = None
+        self.turn: dict[str, object] = {}
 
     @property
     def exit_code(self) -> int:

@@ -63,7 +63,8 @@ PRAGMA user_version = {SCHEMA_VERSION};
 without what only a later reading needs."""
 
 _ENTRIES = """
-SELECT path, iif(young, -1, size), mtime_ns, ctime_ns, inode, CAST(listed || ? || path_json || '"}' AS BLOB)
+SELECT path, CASE WHEN young THEN -1 ELSE size END, mtime_ns, ctime_ns, inode,
+  CAST(listed || ? || path_json || '"}' AS BLOB)
 FROM files ORDER BY last_used DESC, last_id DESC
 """
 _ROWS = "SELECT files.*, saved FROM files JOIN readings USING (path)"
@@ -234,7 +235,7 @@ class Index:
         try:
             self._replace_rows(rows)
         except IndexUnusable as error:
-            if error.state != "corrupt":
+            if error.state != "corrupt" or self.state() == "foreign":  # laid there since we looked
                 raise
             self.discard()
             self._replace_rows(rows)
@@ -367,7 +368,7 @@ def _translated() -> Iterator[None]:
     except sqlite3.OperationalError as error:
         busy = ("locked", "busy", "readonly", "unable to open", "full", "I/O", "authorized", "read-only")
         raise IndexUnusable("busy" if any(word in str(error) for word in busy) else "corrupt") from error
-    except (sqlite3.Error, ValueError, KeyError, AttributeError) as error:
+    except (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError) as error:
         raise IndexUnusable("corrupt") from error
     except OSError as error:
         raise IndexUnusable("busy") from error

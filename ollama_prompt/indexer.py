@@ -53,7 +53,7 @@ class Indexer:
         """Hold a session for a turn. Raises `SessionNotFound`, `SessionBusy`, `StoreUnreadable`."""
         from ollama_prompt.held_session import HeldSession
 
-        self.locate(session_id)  # before its lock is made: an unknown id leaves no trace
+        self._find(session_id)  # before its lock is made: an unknown id leaves no trace
         with self._lock(session_id, lock_timeout):
             try:
                 path, reading, indexed = self._read_for_turn(session_id)
@@ -96,10 +96,7 @@ class Indexer:
         the user's own is known from the next listing on. A young row is believed here: every turn leaves one, and
         reading the whole file before every next turn would cost more than an edit within that tick can spoil.
         """
-        found, rows = self._files_of(session_id)
-        if not found:
-            hint = "--list-sessions shows them all"
-            raise SessionNotFound(f"no session has the id {session_id}", hint=hint, session_id=session_id)
+        found, rows = self._find(session_id)
         if len(found) > 1:
             found.sort(key=lambda path: (-self._read(path).summary.record_count, path))
         row = rows.get(found[0])
@@ -119,13 +116,13 @@ class Indexer:
     def delete(self, session_id: str) -> None:
         """Remove a session for real: files, row, lock. Raises `SessionBusy` at once when it is in use."""
         try:
-            self.locate(session_id)
+            self._find(session_id)
         except SessionNotFound:
             self._clear_away(session_id)
             raise
         try:
             with self._lock(session_id, 0):
-                self._remove_files(session_id)
+                self._remove_files(session_id, self.layout.find(session_id, deep=True))
         except SessionBusy as error:
             error.hint = "delete it when its turn is over"
             raise
@@ -173,7 +170,8 @@ class Indexer:
             try:
                 reading = self.catalogue.read_file(path)
             except StoreUnreadable as error:
-                damage.append(self._damage(path, None, error.message))
+                if not isinstance(error.__cause__, FileNotFoundError):  # removed since it was listed
+                    damage.append(self._damage(path, None, error.message))
                 continue
             rows.append(Row.of(path, reading, young=False))
             damage += [self._damage(path, line, reason) for line, reason in reading.damage]
@@ -185,6 +183,14 @@ class Indexer:
         return self.catalogue.rebuild(lock_timeout)
 
     # --- Details -------------------------------------------------------------------------------
+
+    def _find(self, session_id: str) -> tuple[list[str], dict[str, Row]]:
+        """The same as `_files_of`. Raises `SessionNotFound`."""
+        found, rows = self._files_of(session_id)
+        if not found:
+            hint = "--list-sessions shows them all"
+            raise SessionNotFound(f"no session has the id {session_id}", hint=hint, session_id=session_id)
+        return found, rows
 
     def _files_of(self, session_id: str, known: Iterable[str] = ()) -> tuple[list[str], dict[str, Row]]:
         """The files of a session, usually one, and the rows that the index has for such paths."""
@@ -223,7 +229,7 @@ class Indexer:
                     self._discard_lock(session_id)
                 return False
             if not dry_run:
-                self._remove_files(session_id)
+                self._remove_files(session_id, found)
         return True
 
     def _forget(self, removed: list[str], known: set[str]) -> None:
@@ -243,19 +249,22 @@ class Indexer:
                 return False
         return bool(found)
 
-    def _remove_files(self, session_id: str) -> None:
-        """Remove every file of a session that is held, and its lock. Raises `StoreWriteFailed`."""
+    def _remove_files(self, session_id: str, paths: list[str]) -> None:
+        """Remove these files of a session that is held, and its lock. Raises `StoreWriteFailed`.
+
+        One that `git pull` gives back meanwhile was not looked at: it stays.
+        """
         from ollama_prompt import session_file
 
-        while paths := self.layout.find(session_id):
-            for path in paths:
-                try:
-                    session_file.remove(path)
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    raise cannot_write(error, session_id) from error
-        self._discard_rest(session_id)
+        for path in paths:
+            try:
+                session_file.remove(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise cannot_write(error, session_id) from error
+        if not any(map(os.path.lexists, paths)):
+            self._discard_rest(session_id)
 
     def _clear_away(self, session_id: str) -> None:
         """Remove what a process left that was killed while it made or removed this session."""

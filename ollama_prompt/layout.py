@@ -3,7 +3,7 @@
     HOME/                               0700
       sessions/2026-11/<uuid>.jsonl     0600; the month comes from the id (UUIDv7) itself
       sessions.db                       the index; may lie elsewhere
-      locks/<uuid>.lock, index.lock
+      locks/<uuid>.lock, index.lock, index.made (see `index`)
       .gitignore .gitattributes
 
 A session file is found by its name, wherever below `sessions/` people moved it. Symbolic links
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SUFFIX = ".jsonl"
+LARGEST = (1 << 63) - 1
+"""The largest number that the index takes of a file: for its size, its times, its inode."""
 
 GITIGNORE = """\
 # The index, the locks and unfinished files can be made again; the conversations cannot.
@@ -98,18 +100,22 @@ class Layout:
         except OSError:
             with suppress(OSError):
                 os.unlink(unfinished)
-            raise
+            if not os.path.lexists(path):  # else another process did it, in a container perhaps with the same pid
+                raise
 
-    def find(self, session_id: str, known: Iterable[str] = ()) -> list[str]:
+    def find(self, session_id: str, known: Iterable[str] = (), deep: bool = False) -> list[str]:
         """Files of this session, usually one. Raises `StoreUnreadable`.
 
         They are looked for where they usually lie: in `sessions`, in a visible folder directly below it, or at a
-        `known` path. That costs a look at one name in each folder. Only if there is none, all folders are read.
+        `known` path. That costs a look at one name in each folder. Only if there is none, or to be sure of all
+        (`deep`), all folders are read.
         """
         unread: list[OSError] = []
         name = session_id + SUFFIX
         usual = [os.path.join(folder, name) for folder in self._folders(unread)]
-        found = _files_among([*usual, *known], unread) or _files_among(self._everywhere(name, unread), unread)
+        found = _files_among([*usual, *known], unread)
+        if deep or not found:
+            found = _files_among([*found, *self._everywhere(name, unread)], unread)
         if unread and not found:  # "there is no such session" must be true
             raise cannot_read(unread[0], session_id)
         return found
@@ -126,7 +132,7 @@ class Layout:
     def _everywhere(self, name: str, unread: list[OSError]) -> list[str]:
         found: list[str] = []
         for folder, folders, names in os.walk(self.sessions, onerror=lambda error: _remember(error, unread)):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            folders[:] = [below for below in folders if not below.startswith(".")]
             found += [os.path.join(folder, name)] if name in names else []
         return found
 

@@ -49,9 +49,8 @@ class Plan:
         self.window = self._choose(0.0)
         self.num_ctx = self._num_ctx(self._needed(self.window.tokens), loaded)
         if self.num_ctx and self.window.tokens > self.budget:
-            self.num_ctx = (
-                self.budget
-            )  # whether the prompt fits, only the server can count: it must refuse what does not
+            # Whether the prompt fits, only the server can count: it must refuse what does not.
+            self.num_ctx = self.budget
 
     def body(self) -> dict[str, Any]:
         """The body of the request, without `model` and `stream`."""

@@ -2,7 +2,7 @@
 
 The file only ever grows, by whole lines in one write, and is never rewritten. So:
 
-- A new file is written under another name, fsynced and renamed: nobody sees half of it.
+- A new file is written under another name, fsynced, and linked to its own: nobody sees half of it.
 - An append that follows a torn line (a crash, a full disk) starts with a newline, so that the torn
   bytes, somebody's text, do not swallow the new record.
 - A write that fails is cut off again; what was there before is never touched.
@@ -22,6 +22,7 @@ import zlib
 from contextlib import contextmanager, suppress
 
 from ollama_prompt import records
+from ollama_prompt.layout import LARGEST
 from ollama_prompt.records import DamagedLine
 from ollama_prompt.summary import NeedsWholeFile, Summary
 
@@ -42,8 +43,12 @@ _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, 
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """The stamp of a file from its status."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    """The stamp of a file from its status, in numbers that the index takes.
+
+    Some network file systems have inodes of 64 bits, and `touch` sets times of any century.
+    """
+    size, inode = status.st_size, status.st_ino & LARGEST
+    return size, min(status.st_mtime_ns, LARGEST), min(status.st_ctime_ns, LARGEST), inode
 
 
 def stamp_at(path: str) -> Stamp | None:
@@ -323,12 +328,6 @@ def _id_of(line: bytes) -> object:
         with suppress(DamagedLine):
             return records.decode(line).get("id")
     return None
-
-
-def first_line(path: str) -> bytes:
-    """The line that the header is on."""
-    with _opened(path) as file:
-        return file.readline()
 
 
 # --- Reading backwards -----------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
     check the model → choose the window → store the prompt → ask → store the answer
 
-Nothing is stored before the model was reached and can do what is asked. From then on the prompt is on
+Nothing is stored before the model was reached and can do what is asked, but for the prompt of a turn that is
+interrupted, or runs out of time, meanwhile. From then on the prompt is on
 disk. What the model refuses before its first word is taken back; what breaks off leaves the prompt, and
 what came of the answer as an answer with `done_reason` "error" or "interrupted". Settings become the
 session's with a whole answer only. With --no-session nothing is read or stored, and the rest is the same.
@@ -184,7 +185,7 @@ class _Turn:
 
     def _fail(self, error: ModelError) -> None:
         """Leave behind what a failed turn leaves."""
-        if error.keeps_prompt or self.said:
+        if error.keeps_prompt or self.said or self.thought:
             self._keep_rest("error")
         elif self.held and self._is_stored:
             self.held.take_back()

@@ -638,6 +638,22 @@ def test_an_impatient_interruption(start: Start, run: Run, ollama: StandIn, home
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("output", ["json", "text"])
+def test_interrupted_with_its_reader(start: Start, ollama: StandIn, output: str) -> None:
+    """As by Ctrl-C in `ollama-prompt … | jq`, which ends both."""
+    ollama.fail("hang_middle", chunks=3)
+    process = start("-p", "Hi", "--output", output)
+    ollama.wait(requests=1, path="/api/chat")
+    assert process.stdout is not None
+    if output == "text":
+        assert process.stdout.read(len("Answer to:")) == b"Answer to:"
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert (process.wait(30), process.stderr.read()) == (130, b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_while_it_waits_for_a_session(
     start: Start, ollama: StandIn, home: Path, number: signal.Signals, code: int

@@ -583,6 +583,23 @@ def test_of_two_files_both_must_be_unused_and_both_are_removed(
     assert files_of(home) == []
 
 
+def test_a_file_that_is_given_back_while_a_purge_removes_it_stays(
+    indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = used(home, 1, 31)
+    real, data = session_file.remove, path.read_bytes()
+
+    def remove(name: str) -> None:
+        real(name)
+        put(path, data)  # as `git pull` does
+        use(path, 0)
+
+    monkeypatch.setattr(session_file, "remove", remove)
+    indexer.purge(30, dry_run=False)
+    assert files_of(home) == [path]
+    assert len(indexer.sessions()) == 1
+
+
 # --- Delete ----------------------------------------------------------------------------------------
 
 
@@ -596,6 +613,25 @@ def test_delete_removes_all_there_is_of_a_session(indexer: Indexer, home: Path) 
     indexer.delete(path.stem)
     assert files_of(home) == [other]
     assert indexer.catalogue.index.find(path.stem) == []
+    assert not lock_of(home, path).exists()
+
+
+def test_delete_is_done_whatever_cannot_be_read_beside(
+    indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = used(home, 1, 1), used(home, 2, 1)
+    closed = home / "sessions" / "closed"
+    closed.mkdir()
+    real = os.scandir
+
+    def scandir(folder: str) -> Any:
+        if folder == str(closed):
+            raise PermissionError(13, "Permission denied", folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    indexer.delete(path.stem)
+    assert files_of(home) == [other]
     assert not lock_of(home, path).exists()
 
 
@@ -713,6 +749,41 @@ def test_check_tells_the_state_of_the_index_and_changes_nothing(
     if state != "foreign":
         indexer.reindex(0)
         assert indexer.check()[2] == "ok"
+
+
+def test_a_session_that_goes_while_it_is_checked_is_no_damage(
+    indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = used(home, 1, 1), used(home, 2, 1)
+    real = session_file.read
+
+    def read(name: str, *arguments: Any) -> session_file.Reading:
+        if name == str(path):
+            path.unlink()
+        return real(name, *arguments)
+
+    monkeypatch.setattr(session_file, "read", read)
+    assert indexer.check()[1] == []
+
+
+@pytest.mark.parametrize("column", ["saved = NULL", "saved = '[]'", "saved = '{'"])
+def test_a_row_that_cannot_be_read_is_made_anew(indexer: Indexer, home: Path, column: str) -> None:
+    path = used(home, 1, 1)
+    indexer.sessions()
+    sql(home / "sessions.db", f"UPDATE readings SET {column}")
+    ask(indexer, path.stem)
+    assert shown(indexer.sessions()) == plain_listing(home)
+    assert indexer.purge(0, dry_run=False) == (ids(path), [])
+
+
+@pytest.mark.parametrize("seconds", [-(10**10), 10**10])
+def test_times_that_no_index_can_keep_are_read_anew(indexer: Indexer, home: Path, seconds: int) -> None:
+    path = used(home, 1, 1)
+    os.utime(path, (seconds, seconds))
+    for _ in range(2):
+        assert shown(indexer.sessions()) == plain_listing(home)
+    assert indexer.reindex(0) == 1
+    assert shown(indexer.sessions()) == plain_listing(home)
 
 
 def test_a_young_row_is_not_stale(indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
