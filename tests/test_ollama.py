@@ -956,7 +956,7 @@ print(chunk["done"], *sys.modules)
     run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
     done, *imported = run.stdout.split()
     assert done == "True"
-    assert not {"ssl", "httpcore", "h11", "anyio", "asyncio", "certifi", "subprocess"} & set(imported)
+    assert not {"ssl", "httpcore", "h11", "anyio", "asyncio", "certifi"} & set(imported)
 
 
 def test_other_hosts_need_no_asyncio() -> None:
