@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pytest
     from conftest import Result, Run
 
 Json = dict[str, Any]
@@ -73,6 +75,31 @@ def make(home: Path, number: int = 1, data: bytes | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(lines(session_id) if data is None else data)
     return path
+
+
+def replace(path: Path, data: bytes) -> None:
+    """As git and editors do: another file gets the name."""
+    other = path.with_name("other")
+    other.write_bytes(data)
+    other.replace(path)
+
+
+def add(path: Path, data: bytes) -> None:
+    """As another program does, in place."""
+    with path.open("ab") as file:
+        file.write(data)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Opening this file is not permitted; root could open it, whatever its mode."""
+    real = os.open
+
+    def open_(name: Any, *args: Any, **named: Any) -> int:
+        if str(name) == str(path):
+            raise PermissionError(13, "Permission denied", name)
+        return real(name, *args, **named)
+
+    monkeypatch.setattr(os, "open", open_)
 
 
 def files(home: Path) -> list[Path]:

@@ -18,7 +18,7 @@ import pytest
 import stores
 from conftest import tree
 from hasty import do_not_wait
-from stores import line, make, message, new_id
+from stores import add, line, make, message, new_id, refuse, replace
 
 from ollama_prompt import catalogue as catalogue_module
 from ollama_prompt import index as index_module
@@ -139,11 +139,6 @@ def lay(home: Path, *numbers: int) -> list[Path]:
     return [make(home, number, session(number)) for number in numbers]
 
 
-def add(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(data)
-
-
 def edit(path: Path, old: bytes = b"Title", new: bytes = b"TITLE") -> None:
     """Change bytes in place: the same size, the same inode."""
     path.write_bytes(path.read_bytes().replace(old, new))
@@ -234,12 +229,6 @@ def test_a_file_whose_stamp_differs_at_all_is_read_again(store: Store, home: Pat
     forge(home, path, **{part: difference})
     assert store.titles() == ["TITLE 1"]
     store.assert_agrees()
-
-
-def replace(path: Path, data: bytes) -> None:
-    """As git and editors do: another file gets the name."""
-    path.with_name("other").write_bytes(data)
-    path.with_name("other").replace(path)
 
 
 def same_but_for_the_content(path: Path) -> None:
@@ -503,18 +492,6 @@ def test_a_folder_whose_name_is_no_unicode(store: Store, home: Path) -> None:
 
 
 # --- What cannot be read ---------------------------------------------------------------------------
-
-
-def refuse(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """Opening this file is not permitted; root could open it, whatever its mode."""
-    real = os.open
-
-    def open_(name: Any, *args: Any, **named: Any) -> int:
-        if str(name) == str(path):
-            raise PermissionError(13, "Permission denied", name)
-        return real(name, *args, **named)
-
-    monkeypatch.setattr(os, "open", open_)
 
 
 def test_a_file_that_cannot_be_read_is_told_and_hides_no_other(

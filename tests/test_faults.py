@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stores
 from conftest import Result, tree
-from stores import fail, header, line, make, new_id, said, succeed, the_file
+from stores import fail, header, line, make, new_id, replace, said, succeed, the_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -520,13 +520,6 @@ class Held:
         self._ollama.release()
         out, err = self._process.communicate(timeout=60)
         return succeed(Result(self._process.returncode, out, err))
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Put another file in place of this one, as editors and git do."""
-    other = path.with_name("other")
-    other.write_bytes(data)
-    other.replace(path)
 
 
 def move(path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import stores
+from stores import add, replace
 
 from ollama_prompt import clock, index, locks, records, session_file, window
 from ollama_prompt.errors import StoreWriteFailed
@@ -76,18 +77,6 @@ def seen(held: HeldSession) -> list[str]:
     """What the model would be sent of the conversation so far."""
     turns = list(window.turns_back(held.records_back()))[::-1]
     return [message["content"] for turn in turns for message in turn.messages]
-
-
-def replace(path: Path, data: bytes) -> None:
-    """As git and editors do: another file gets the name."""
-    other = path.with_name("other")
-    other.write_bytes(data)
-    other.replace(path)
-
-
-def add(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(data)
 
 
 def assert_index_agrees(indexer: Indexer, tmp_path: Path) -> None:

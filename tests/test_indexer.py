@@ -23,7 +23,7 @@ from hasty import do_not_wait
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from stores import header, line, message, month_of, new_id
+from stores import add, header, line, message, month_of, new_id, refuse, replace
 
 from ollama_prompt import catalogue, clock, index, locks, records, session_file
 from ollama_prompt.errors import SessionBusy, SessionNotFound, StoreError, StoreUnreadable
@@ -129,26 +129,14 @@ INDEX_CHANGES: dict[str, Act] = {
     "no tables": lambda path: sql(path, "DROP TABLE files"),
     "no readings": lambda path: sql(path, "DROP TABLE readings"),
     "another schema": lambda path: sql(path, "PRAGMA user_version = 99"),
-    "foreign text": lambda path: put(path, b"my notes"),
-    "foreign database": lambda path: put(path, FOREIGN),
+    "foreign text": lambda path: replace(path, b"my notes"),
+    "foreign database": lambda path: replace(path, FOREIGN),
 }  # fmt: skip
 
 
 def sql(path: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(path)) as database, database:
         return database.execute(statement, values).fetchall()
-
-
-def put(path: Path, data: bytes) -> None:
-    """As git and editors do: another file gets the name."""
-    other = path.with_name("other")
-    other.write_bytes(data)
-    other.replace(path)
-
-
-def add(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(data)
 
 
 picks = st.integers(0, 5)
@@ -260,7 +248,7 @@ class Anything(RuleBasedStateMachine):
         if path := self.pick(pick):
             mtime_ns = path.stat().st_mtime_ns
             data = path.read_bytes().swapcase() if b"QUESTION" in path.read_bytes() else swap_roles(path.read_bytes())
-            path.write_bytes(data) if in_place else put(path, data)
+            path.write_bytes(data) if in_place else replace(path, data)
             if keeps_mtime:
                 os.utime(path, ns=(mtime_ns, mtime_ns))
             self.changed(path)
@@ -306,7 +294,7 @@ class Anything(RuleBasedStateMachine):
         if change == "a backup is made":
             self.backup = self.database.read_bytes() if state == "ok" else self.backup
         elif change == "the backup is given back":
-            put(self.database, self.backup)
+            replace(self.database, self.backup)
         elif state == "foreign":
             self.database.unlink()
         elif state != "missing":
@@ -579,7 +567,9 @@ def test_of_two_files_both_must_be_unused_and_both_are_removed(
     if not has_index:
         (home / "sessions.db").write_bytes(b"my notes")
     use(copy, 1)
-    put(path, path.read_bytes() * 3 + line(message(900, "user", "More") | {"created_at": "2020-01-01T00:00:00.000Z"}))
+    replace(
+        path, path.read_bytes() * 3 + line(message(900, "user", "More") | {"created_at": "2020-01-01T00:00:00.000Z"})
+    )
     assert indexer.purge(30, dry_run=False) == ([], [])
     assert indexer.purge(0, dry_run=False) == (ids(path), [])
     assert files_of(home) == []
@@ -593,7 +583,7 @@ def test_a_file_that_is_given_back_while_a_purge_removes_it_stays(
 
     def remove(name: str) -> None:
         real(name)
-        put(path, data)  # as `git pull` does
+        replace(path, data)  # as `git pull` does
         use(path, 0)
 
     monkeypatch.setattr(session_file, "remove", remove)
@@ -703,18 +693,6 @@ def test_the_lock_of_a_session_that_exists_is_never_removed(
     except StoreError:
         assert where == "unreadable"
     assert os.path.samestat(lock_of(home, path).stat(), before)
-
-
-def refuse(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """Opening this file is not permitted; root could open it, whatever its mode."""
-    real = os.open
-
-    def open_(name: Any, *args: Any, **named: Any) -> int:
-        if str(name) == str(path):
-            raise PermissionError(13, "Permission denied", name)
-        return real(name, *args, **named)
-
-    monkeypatch.setattr(os, "open", open_)
 
 
 # --- Check and reindex -----------------------------------------------------------------------------
@@ -833,7 +811,7 @@ def test_a_reindex_builds_what_is_corrupt_again(indexer: Indexer, home: Path) ->
 @pytest.mark.parametrize("is_indexed", [False, True])
 def test_a_file_of_a_later_version_is_read_and_never_added_to(indexer: Indexer, home: Path, is_indexed: bool) -> None:
     path = used(home, 1, 1)
-    put(path, line(header(path.stem, version=2)) + path.read_bytes().split(b"\n", 1)[1])
+    replace(path, line(header(path.stem, version=2)) + path.read_bytes().split(b"\n", 1)[1])
     before = path.read_bytes()
     if is_indexed:
         indexer.sessions()
