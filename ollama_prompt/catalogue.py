@@ -58,15 +58,27 @@ class Catalogue:
 
     def rows(self) -> list[tuple[Row, list[str]]]:
         """Every session, newest use first: the row of its file with the most records, and all its files."""
-        try:
-            self._refreshed()
-            rows = self.index.rows()
-        except IndexUnusable as error:
-            rows = self._in_memory(error)
+        rows = self._rows()
         paths: dict[str, list[str]] = {}
         for row in rows:
             paths.setdefault(row.session_id, []).append(self.layout.absolute(row.path))
         return [(row, paths[row.session_id]) for row in _one_each(rows)]
+
+    def _rows(self) -> list[Row]:
+        """The row of every file, in no order."""
+        try:
+            self._refreshed()
+            return self.index.rows()
+        except IndexUnusable as error:
+            return self._in_memory(error)
+
+    def images(self) -> set[str] | None:
+        """The SHA-256 of every picture that any file names; None where a file cannot be read."""
+        files = set(self.files())
+        rows = self._rows()
+        if files - {row.path for row in rows}:
+            return None
+        return {name for row in rows for name in row.saved["images"]}
 
     def rebuild(self, lock_timeout: float) -> int:
         """Throw the index away and build it again; the number of sessions. Raises `StoreError`s."""

@@ -51,8 +51,10 @@ def _run(arguments: list[str]) -> int:
         flags = flags_.parse(arguments)
     except SystemExit as done:  # --help or --version was printed
         return int(done.code or 0)
-    if flags.action is None:
+    if flags.action in {None, "retry"}:
         return _ask(flags)
+    if flags.action == "completion":
+        return _completion(flags)
     from ollama_prompt import commands
 
     return _ACTIONS[flags.action](commands.make_indexer(os.environ, console.note), flags)
@@ -70,60 +72,66 @@ def _fail(error: Exception, arguments: list[str]) -> int:
         error = OllamaPromptError(f"{type(error).__name__}: {error}", hint=BUG_HINT)
     from ollama_prompt import render
 
-    as_text = _wants_text(arguments)
-    console.write_error(render.error_as_text(error) if as_text else render.error_as_json(error))
+    output = _wanted_output(arguments)
+    if output == "ndjson" and not isinstance(error, OutputFailed):
+        with suppress(OutputClosed, OutputFailed):
+            console.write(render.error_as_event(error))
+    console.write_error(render.error_as_text(error) if output == "text" else render.error_as_json(error))
     return error.exit_code
 
 
-def _wants_text(arguments: list[str]) -> bool:
-    """Whether errors are wanted as text, also where the flags could not be parsed; the last one counts."""
+def _wanted_output(arguments: list[str]) -> str:
+    """The value of --output, also where the flags could not be parsed; the last one counts."""
     wanted = ""
     for first, second in pairwise(["", *arguments]):
         if first == "--output":
             wanted = second
         elif second.startswith("--output="):
             wanted = second.removeprefix("--output=")
-    return wanted == "text"
+    return wanted
 
 
 def _ask(flags: Namespace) -> int:
     _refuse_terminal_as_prompt(flags)
-    request = config.Request(flags, os.environ, config.read_prompt(flags))
+    request = config.Request(flags, os.environ, config.read_prompt(flags) if flags.retry is None else None)
     _check_host(request)
     if sys.stdout is None:
         raise OutputFailed("stdout is closed")
-    from ollama_prompt import commands, render
+    from ollama_prompt import commands
 
     indexer = commands.make_indexer(os.environ, console.note) if request.keep else None
-    sink = console.TextSink() if flags.output == "text" else console.JsonSink()
+    sink = _SINKS[flags.output]()
     try:
         turn = commands.ask(request, indexer, os.environ, sink, console.note)
     except Interrupted as interruption:
         with suppress(OutputClosed, OutputFailed):  # Ctrl-C ends the reader of a pipe as well
-            sink.end(render.as_json(interruption.turn))
+            sink.end(interruption.turn)
         raise
     finally:
         sink.close()
     try:
-        sink.end(render.as_json(turn))
+        sink.end(turn)
     except OutputFailed as error:
         error.session_id = turn.get("session_id")
         raise
     return 0
 
 
+_SINKS = {"json": console.JsonSink, "text": console.TextSink, "ndjson": console.NdjsonSink}
+
+
 def _check_host(request: config.Request) -> None:
     """Find an impossible OLLAMA_HOST before anything is imported; where it may not be needed, only then."""
     from ollama_prompt.host import parse_host
 
-    is_from_session = request.session_id is not None and "model" not in request.given
+    is_from_session = (request.session_id is not None or request.continues) and "model" not in request.given
     if not is_from_session and not config.is_gguf((request.defaults | request.given)["model"]):
         parse_host(os.environ.get("OLLAMA_HOST"))
 
 
 def _refuse_terminal_as_prompt(flags: Namespace) -> None:
     """Without a prompt stdin is read, but nobody knows to type one there."""
-    if flags.prompt is None and flags.prompt_file is None and sys.stdin is not None and sys.stdin.isatty():
+    if flags.prompt is flags.prompt_file is flags.retry is None and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError(
             "there is no prompt", hint='ollama-prompt --prompt "…", or pipe one in; --help shows all flags'
         )
@@ -136,7 +144,8 @@ def _list_sessions(indexer: Indexer, flags: Namespace) -> int:
     if flags.output == "text":
         console.write(render.listing_as_text(lines))
     else:
-        console.write_bytes(render.listing_as_json(lines, total))
+        data = render.listing_as_json(lines, total)
+        console.write_bytes(data if flags.output == "json" else data.replace(b"\n", b"") + b"\n")
     return 0
 
 
@@ -156,6 +165,32 @@ def _delete(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands
 
     return _print(commands.delete(indexer, flags.delete), flags, lambda data: f"deleted {data['deleted']}\n")
+
+
+def _fork(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands
+
+    data = commands.fork(indexer, flags.fork, flags.at)
+    return _print(data, flags, lambda data: f"{data['session_id']}\n")
+
+
+def _undo(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands
+
+    data = commands.undo(indexer, flags.undo, flags.lock_timeout)
+    return _print(data, flags, lambda data: f"taken back: {len(data['undone'])} messages\n")
+
+
+def _import(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands
+
+    named = getattr(flags, "import")
+    path = None if named is True else named
+    try:
+        data = commands.import_(indexer, path, os.environ, flags.lock_timeout, console.show_progress)
+    finally:
+        console.end_progress()
+    return _print(data, flags, lambda data: f"imported: {data['imported']}, nothing new in: {data['skipped']}\n")
 
 
 def _check(indexer: Indexer, flags: Namespace) -> int:
@@ -178,6 +213,9 @@ _ACTIONS = {
     "session_info": _session_info,
     "purge": _purge,
     "delete": _delete,
+    "fork": _fork,
+    "undo": _undo,
+    "import": _import,
     "check": _check,
     "reindex": _reindex,
 }
@@ -186,5 +224,13 @@ _ACTIONS = {
 def _print(data: dict[str, Any], flags: Namespace, as_text: Callable[[dict[str, Any]], str]) -> int:
     from ollama_prompt import render
 
-    console.write(as_text(data) if flags.output == "text" else render.as_json(data))
+    as_wanted = {"json": render.as_json, "ndjson": render.as_line, "text": as_text}[flags.output]
+    console.write(as_wanted(data))
+    return 0
+
+
+def _completion(flags: Namespace) -> int:
+    from ollama_prompt import completion
+
+    console.write(completion.script(flags.completion))
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,9 +19,17 @@ if TYPE_CHECKING:
 
 
 def ask(
-    request: Request, indexer: Indexer | None, environ: Mapping[str, str], sink: Sink, note: Note
+    request: Request,
+    indexer: Indexer | None,
+    environ: Mapping[str, str],
+    sink: Sink,
+    note: Note,
+    lean: bool = True,
 ) -> dict[str, Any]:
-    """Ask a prompt: the turn as it is printed."""
+    """Ask a prompt: the turn as it is printed. Without an indexer nothing is kept.
+
+    `lean` imports less than is usual, for a process that does nothing else.
+    """
     from ollama_prompt.turn import take_turn
 
     def connect(name: str, deadline: float | None) -> Model:
@@ -36,12 +46,14 @@ def ask(
         if host.note:
             note(host.note)
         api_key = environ.get("OLLAMA_API_KEY") or None
-        with lean_imports(host):
+        with lean_imports(host) if lean else nullcontext():
             from ollama_prompt.ollama import Ollama
 
             return Ollama(host, name, api_key=api_key, deadline=deadline, serve=request.serve, note=note)
 
-    return take_turn(request, indexer if request.keep else None, connect, sink, note)
+    if request.continues and indexer:
+        request.session_id = indexer.newest()
+    return take_turn(request, indexer, connect, sink, note)
 
 
 def list_sessions(indexer: Indexer, limit: int | None) -> tuple[list[bytes], int]:
@@ -59,6 +71,7 @@ def session_info(indexer: Indexer, session_id: str) -> dict[str, Any]:
     limit = settings.get("max_context_tokens", DEFAULT_MAX_CONTEXT_TOKENS)
     return {
         **listed,
+        **_origin(found),
         "max_context_tokens": limit,
         "context_usage_percent": round(100 * listed["context_tokens"] / limit, 1) if limit > 0 else None,
         "system_prompt": settings.get("system"),
@@ -78,7 +91,16 @@ _MESSAGE_KEYS = (
     "tokens",
     "done_reason",
     "thinking",
+    "typed",
+    "references",
+    "images",
 )
+
+
+def _origin(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where a session comes from that did not begin here."""
+    header = next((record for record in found if record["type"] == "session"), {})
+    return {key: header[key] for key in ("forked_from", "imported_from") if key in header}
 
 
 def _message(record: dict[str, Any], undone: AbstractSet[str]) -> dict[str, Any]:
@@ -111,6 +133,47 @@ def delete(indexer: Indexer, session_id: str) -> dict[str, Any]:
     return {"deleted": session_id}
 
 
+def fork(indexer: Indexer, session_id: str, message_id: str | None) -> dict[str, Any]:
+    """Make a session that starts as a copy of another."""
+    return {"session_id": indexer.fork(session_id, message_id), "forked_from": session_id}
+
+
+def undo(indexer: Indexer, session_id: str, lock_timeout: float) -> dict[str, Any]:
+    """Take back the last turn of a session."""
+    return {"session_id": session_id, "undone": indexer.undo(session_id, lock_timeout)}
+
+
+def import_(
+    indexer: Indexer,
+    path: str | None,
+    environ: Mapping[str, str],
+    lock_timeout: float,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Bring conversations of other programs along; without a path those that ollama-prompt 1.x left."""
+    imported: list[str] = []
+    skipped = 0
+    for place in [path] if path else _places_of_1x(environ):
+        new, known = indexer.import_from(place, lock_timeout, progress)
+        imported += new
+        skipped += known
+    return {"imported": len(imported), "skipped": skipped, "sessions": imported}
+
+
+def _places_of_1x(environ: Mapping[str, str]) -> list[str]:
+    from ollama_prompt import foreign
+    from ollama_prompt.errors import ImportFailed
+
+    places = foreign.usual_places(environ)
+    found = [place for place in places if foreign.is_1x(place)]
+    if not found:
+        raise ImportFailed(
+            f"there is no database of ollama-prompt 1.x at {' or '.join(places)}",
+            hint="name the file: ollama-prompt --import PATH",
+        )
+    return found
+
+
 def check(indexer: Indexer) -> dict[str, Any]:
     """Read every file whole and say what is damaged."""
     sessions, damage, index = indexer.check()
@@ -128,4 +191,6 @@ def make_indexer(environ: Mapping[str, str], note: Note) -> Indexer:
     from ollama_prompt.config import store_layout
     from ollama_prompt.indexer import Indexer
 
-    return Indexer(store_layout(environ), note)
+    indexer = Indexer(store_layout(environ), note)
+    indexer.adopt_1x()
+    return indexer

@@ -11,6 +11,7 @@ import re
 import sys
 
 from ollama_prompt.errors import UsageError
+from ollama_prompt.text import LARGEST_INTEGER, decode, sendable, valid_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from ollama_prompt.images import Image
     from ollama_prompt.layout import Layout
 
 DEFAULT_MODEL = "deepseek-v3.1:671b-cloud"
 DEFAULT_MAX_CONTEXT_TOKENS = 64000
 DEFAULT_LOCK_TIMEOUT = 600.0
+DEFAULT_MAX_FILE_BYTES = 200_000
+THINK_LEVELS = ("true", "low", "medium", "high", "max")
 
 _INTEGER_OPTIONS = {
     "draft_num_predict", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_keep", "num_predict", "num_thread",
@@ -32,28 +36,44 @@ _NUMBER_OPTIONS = {
     "frequency_penalty", "min_p", "presence_penalty", "repeat_penalty", "temperature", "top_p", "typical_p",
 }  # fmt: skip
 _DURATION = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:ns|us|µs|ms|s|m|h))+"
-_LARGEST_INTEGER = 2**63 - 1
-_DEEPEST = 100
 
 
 class Request:
     """A prompt and how it is to be asked.
 
-    `given` has the settings that were given explicitly, `defaults` those of a new session where nothing
-    was. Times are in seconds, `timeout` None for no limit.
+    `prompt` is None for --retry, whose prompt the session has. `continues` asks for the session used last. `given`
+    has the settings that were given explicitly, `defaults` those of a new session where nothing was; `format` is
+    for this answer only: "json", a JSON Schema, or None. Times are in seconds, `timeout` None for no limit.
     """
 
-    __slots__ = ("defaults", "given", "keep", "lock_timeout", "prompt", "serve", "session_id", "timeout")
+    __slots__ = (
+        "continues", "defaults", "format", "given", "images", "keep", "lock_timeout", "prompt", "serve", "session_id",
+        "timeout",
+    )  # fmt: skip
 
-    def __init__(self, flags: Namespace, environ: Mapping[str, str], prompt: str) -> None:
+    def __init__(self, flags: Namespace, environ: Mapping[str, str], prompt: Prompt | None) -> None:
         self.prompt = prompt
-        self.session_id: str | None = flags.session_id
+        self.images: list[Image] = _images(flags.image)
+        self.session_id: str | None = flags.session_id or flags.retry
+        self.continues: bool = getattr(flags, "continue")
         self.keep = not flags.no_session
+        self.format: str | dict[str, Any] | None = flags.format
         self.timeout: float | None = flags.timeout
         self.lock_timeout: float = flags.lock_timeout
         self.serve = environ.get("OLLAMA_PROMPT_NO_SERVE", "") in {"", "0"}
         self.given = _given(flags)
         self.defaults = _defaults(self.given, environ)
+
+
+class Prompt:
+    """A prompt as it is sent: `typed` is what it was before its @references were replaced, None if it has none."""
+
+    __slots__ = ("references", "text", "typed")
+
+    def __init__(self, text: str, typed: str | None = None, references: list[str] | None = None) -> None:
+        self.text = text
+        self.typed = typed
+        self.references = references
 
 
 def _given(flags: Namespace) -> dict[str, Any]:
@@ -62,6 +82,7 @@ def _given(flags: Namespace) -> dict[str, Any]:
         "title": flags.title,
         "system": _system(flags),
         "options": _options(flags),
+        "think": False if flags.no_think else flags.think,
         "num_ctx": flags.num_ctx,
         "keep_alive": flags.keep_alive,
         "max_context_tokens": flags.max_context_tokens,
@@ -89,8 +110,6 @@ def _from_environment(name: str, value: str, read: Callable[[str], Any]) -> Any:
 
 
 def _system(flags: Namespace) -> str | None:
-    if flags.system is not None and flags.system_file is not None:
-        raise UsageError("--system and --system-file contradict each other")
     if flags.system_file is not None:
         return read_text_file(flags.system_file, "--system-file")
     return valid_text(flags.system) if flags.system is not None else None
@@ -143,18 +162,30 @@ def _absolute(path: str) -> str:
 # --- The prompt ------------------------------------------------------------------------------------
 
 
-def read_prompt(flags: Namespace) -> str:
-    """The prompt from where the flags say, else from stdin. Raises `UsageError` when it is empty."""
-    if flags.prompt is not None and flags.prompt_file is not None:
-        raise UsageError("--prompt and --prompt-file contradict each other")
-    prompt = _named_prompt(flags)
-    if prompt is None:
-        prompt = _piped_prompt()
-    elif flags.stdin and (piped := _piped_prompt()):
-        prompt = f"{_without_last_newline(prompt)}\n\n{piped}"
-    if not prompt.strip():
+def read_prompt(flags: Namespace) -> Prompt:
+    """The prompt from where the flags say, else from stdin.
+
+    @references in what is given by flags are replaced; never in what is piped in. Raises `UsageError` when the
+    prompt is empty, `ReferenceFailed`.
+    """
+    named = _named_prompt(flags)
+    if named is None:
+        prompt = Prompt(_piped_prompt())
+    else:
+        prompt = expanded(named, flags) if "@" in named else Prompt(named)
+        if flags.stdin and (piped := _piped_prompt()):
+            prompt.text = f"{_without_last_newline(prompt.text)}\n\n{piped}"
+    if not prompt.text.strip():
         raise UsageError("the prompt is empty", hint='say what to ask: ollama-prompt --prompt "…"')
     return prompt
+
+
+def expanded(text: str, flags: Namespace) -> Prompt:
+    """The prompt with its @references replaced. Raises `ReferenceFailed`."""
+    from ollama_prompt.references import expand
+
+    expanded, references = expand(text, flags.repo_root or os.curdir, flags.max_file_bytes)
+    return Prompt(expanded, text, references) if references else Prompt(expanded)
 
 
 def _named_prompt(flags: Namespace) -> str | None:
@@ -181,6 +212,18 @@ def _stdin() -> str:
         raise UsageError(f"cannot read the prompt from stdin: {error.strerror or error}") from None
 
 
+def _images(paths: list[str] | None) -> list[Image]:
+    """The pictures that flags name. Raises `UsageError`."""
+    if not paths:
+        return []
+    from ollama_prompt.images import read_image
+
+    try:
+        return [read_image(path) for path in paths]
+    except ValueError as error:
+        raise UsageError(f"--image: {error}") from None
+
+
 def _without_last_newline(text: str) -> str:
     return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
 
@@ -193,32 +236,6 @@ def read_text_file(path: str, flag: str) -> str:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{flag}: cannot read {path!r}: {reason}") from None
-
-
-def decode(data: bytes) -> str:
-    """Text from a pipe or a file: UTF-8, or UTF-16 with a mark, which PowerShell's > writes."""
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if data.startswith(mark):
-            return data.decode(encoding, "replace")
-    return data.decode("utf-8", "replace")
-
-
-def valid_text(text: str) -> str:
-    """An argument as valid Unicode: undecodable bytes and lone surrogates become U+FFFD.
-
-    The operating system hands undecodable bytes over as lone surrogates, which no JSON writer takes.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        escapes_only = "".join("\ufffd" if _is_lone(char) else char for char in text)
-        return escapes_only.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return text
-
-
-def _is_lone(char: str) -> bool:
-    """Whether this is half of a surrogate pair that does not stand for an undecodable byte."""
-    return "\ud800" <= char <= "\udfff" and not "\udc80" <= char <= "\udcff"
 
 
 # --- Values of flags: text → value, or ValueError with what it must be -------------------------------
@@ -265,7 +282,7 @@ def number_from_0(text: str) -> float:
 
 
 def _integer(text: str) -> int:
-    if not re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text) or abs(int(text)) > _LARGEST_INTEGER:
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text) or abs(int(text)) > LARGEST_INTEGER:
         raise ValueError("must be a whole number")
     return int(text)
 
@@ -293,6 +310,35 @@ def model_name(text: str) -> str:
 def is_gguf(model: str) -> bool:
     """Whether a model is a file that runs in this process, without Ollama."""
     return model.lower().endswith(".gguf")
+
+
+def think(text: str) -> bool | str:
+    """How much the model is to think."""
+    if text not in THINK_LEVELS:
+        raise ValueError(f"must be one of {', '.join(THINK_LEVELS)}; --no-think turns it off")
+    return True if text == "true" else text
+
+
+def answer_format(text: str) -> str | dict[str, Any]:
+    """Structured output: "json", or a JSON Schema."""
+    from ollama_prompt.structured import wanted
+
+    return wanted(text)
+
+
+def folder(text: str) -> str:
+    """A folder that exists."""
+    if not os.path.isdir(text):
+        raise ValueError(f"{text!r} is no folder")
+    return text
+
+
+def some_text(text: str) -> str:
+    """Any text but none: an empty variable is no answer."""
+    text = text.strip()
+    if not text:
+        raise ValueError("must not be empty")
+    return text
 
 
 def title(text: str) -> str:
@@ -339,27 +385,12 @@ def option(text: str) -> tuple[str, Any]:
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
     try:
-        typed = _sendable(_typed(value))
+        typed = sendable(_typed(value))
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
     if name == "stop":
         return name, [str(stop) for stop in typed] if isinstance(typed, list) else [valid_text(value)]
     return name, typed
-
-
-def _sendable(value: Any, depth: int = 0) -> Any:
-    """A value of JSON as it can be stored and sent: valid text, numbers of 64 bits, not nested too deep."""
-    if depth > _DEEPEST:
-        raise ValueError("is nested too deep")
-    if isinstance(value, str):
-        return valid_text(value)
-    if isinstance(value, (int, float)) and not abs(value) <= _LARGEST_INTEGER:
-        raise ValueError("has a number that is too large")
-    if isinstance(value, list):
-        return [_sendable(item, depth + 1) for item in value]
-    if isinstance(value, dict):
-        return {valid_text(key): _sendable(item, depth + 1) for key, item in value.items()}
-    return value
 
 
 def _typed(value: str) -> Any:

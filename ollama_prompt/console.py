@@ -17,6 +17,7 @@ from ollama_prompt.errors import OutputClosed, OutputFailed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 
 def prepare() -> None:
@@ -90,17 +91,22 @@ def _drop_stdout() -> None:
 class JsonSink:
     """An answer that is printed when it is whole."""
 
-    def start(self, model: str) -> None:
+    def start(self, model: str, session_id: str | None) -> None:  # noqa: ARG002  it is in the turn
         """The model is about to be asked."""
-        _Status.show(model)
+        _Status.show(f"waiting for {model} …")
+
+    def thinking(self, text: str) -> None:
+        """Nothing is shown while it arrives."""
 
     def token(self, text: str) -> None:
         """Nothing is shown while it arrives."""
 
-    def end(self, as_json: str) -> None:
+    def end(self, turn: dict[str, Any]) -> None:
         """Print the turn."""
+        from ollama_prompt.render import as_json
+
         self.close()
-        write(as_json)
+        write(as_json(turn))
 
     def close(self) -> None:
         """Leave the terminal as errors and the shell's next line need it."""
@@ -122,7 +128,7 @@ class TextSink(JsonSink):
         write(text)
         self._last = text[-1:] or self._last
 
-    def end(self, as_json: str) -> None:  # noqa: ARG002  the text is there already
+    def end(self, turn: dict[str, Any]) -> None:  # noqa: ARG002  the text is there already
         """Print the newline at the end, also of an answer without text."""
         _Status.clear()
         if self._last != "\n":
@@ -133,8 +139,45 @@ class TextSink(JsonSink):
         """End the line that an answer that broke off has left open."""
         with suppress(OutputClosed, OutputFailed):
             if self._last:
-                self.end("")
+                self.end({})
         _Status.clear()
+
+
+class NdjsonSink(JsonSink):
+    """Events, one JSON object a line, each printed when it happens."""
+
+    def start(self, model: str, session_id: str | None) -> None:
+        """The first event tells the session, so that whoever reads can go on with it whatever happens."""
+        named = {"session_id": session_id} if session_id else {}
+        self._print("start", {**named, "model": model})
+
+    def thinking(self, text: str) -> None:
+        """The next piece of what the model thinks."""
+        self._print("thinking", {"text": text})
+
+    def token(self, text: str) -> None:
+        """The next piece of the answer."""
+        self._print("token", {"text": text})
+
+    def end(self, turn: dict[str, Any]) -> None:
+        """The last event: the whole turn."""
+        self._print("done", turn)
+
+    def _print(self, event: str, data: dict[str, Any]) -> None:
+        from ollama_prompt.render import as_line
+
+        write(as_line({"event": event, **data}))
+
+
+def show_progress(done: int, total: int) -> None:
+    """Say on a terminal how far something long has come."""
+    if done == total or done % 10 == 0:
+        _Status.show(f"{done} of {total} …")
+
+
+def end_progress() -> None:
+    """It is over."""
+    _Status.clear()
 
 
 class _Status:
@@ -143,12 +186,13 @@ class _Status:
     _is_shown = False
 
     @classmethod
-    def show(cls, model: str) -> None:
+    def show(cls, text: str) -> None:
         if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
             from ollama_prompt.render import visible
 
+            cls.clear()
             cls._is_shown = True
-            write_error(f"waiting for {visible(model)} …")
+            write_error(visible(text))
 
     @classmethod
     def clear(cls) -> None:

@@ -6,7 +6,10 @@
     │   ├── SessionNotFound      session_not_found
     │   ├── SessionBusy          session_busy, exit 75
     │   ├── StoreUnreadable      store_unreadable
-    │   └── StoreWriteFailed     store_write_failed
+    │   ├── StoreWriteFailed     store_write_failed
+    │   └── NothingToUndo        nothing_to_undo
+    ├── ReferenceFailed          reference_failed
+    ├── ImportFailed             import_failed
     ├── ModelError
     │   ├── OllamaUnreachable    ollama_unreachable
     │   ├── ModelNotFound        model_not_found
@@ -81,6 +84,24 @@ class StoreWriteFailed(StoreError):
     """The disk is full, the store is read-only, permission is missing."""
 
     code = "store_write_failed"
+
+
+class NothingToUndo(StoreError):
+    """The session has no turn that could be taken back, or asked again."""
+
+    code = "nothing_to_undo"
+
+
+class ReferenceFailed(OllamaPromptError):
+    """An @reference of the prompt cannot be read, is binary or too large, or leads out of the root."""
+
+    code = "reference_failed"
+
+
+class ImportFailed(OllamaPromptError):
+    """What is to be imported cannot be read, or is nothing that we know."""
+
+    code = "import_failed"
 
 
 class ModelError(OllamaPromptError):

@@ -16,10 +16,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
-ACTIONS = ("list_sessions", "session_info", "purge", "delete", "check", "reindex")
+ACTIONS = (
+    "list_sessions", "session_info", "purge", "delete", "fork", "undo", "retry", "import", "check", "reindex",
+    "completion",
+)  # fmt: skip
 """Flags that are an action of their own; without one the prompt is asked."""
-ASKING_ONLY = ("prompt", "prompt_file", "stdin", "session_id", "no_session", "title", "system", "system_file")
-"""Flags that make no sense beside an action. Others, such as --model in an alias, do no harm there."""
+PROMPTING = ("prompt", "prompt_file", "stdin", "session_id", "continue", "no_session", "image")
+"""Flags that say what is asked, and in which session: they make no sense beside an action."""
+ASKING_ONLY = (*PROMPTING, "title", "system", "system_file", "think", "no_think", "format")
+"""Flags that make no sense beside an action that asks nothing. Others, such as --model in an alias, do no harm."""
+COMPANIONS = {"dry_run": ("purge",), "limit": ("list_sessions",), "at": ("fork",)}
+"""Flags that go with certain actions only."""
+CONTRADICTIONS = (
+    ("session_id", "continue"), ("session_id", "no_session"), ("continue", "no_session"), ("prompt", "prompt_file"),
+    ("system", "system_file"), ("think", "no_think"),
+)  # fmt: skip
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -95,6 +106,7 @@ def _add_asking(group: argparse._ArgumentGroup) -> None:
     add("--prompt-file", metavar="FILE", help="the prompt from a file")
     add("--stdin", action="store_true", help="what is on stdin goes under the prompt")
     add("--session-id", metavar="UUID", type=_checked(config.session_id), help="continue that session")
+    add("-c", "--continue", action="store_true", help="continue the session that was used last")
     add("--no-session", action="store_true", help="keep nothing: read and write no session")
     add("--system", metavar="TEXT", help="the system prompt; kept with the session")
     add("--system-file", metavar="FILE", help="the system prompt from a file")
@@ -104,6 +116,16 @@ def _add_asking(group: argparse._ArgumentGroup) -> None:
         type=_checked(config.title),
         help="a label for people, shown by --list-sessions",
     )
+    add("--image", metavar="FILE", action="append", help="a picture for a model that sees: PNG, JPEG, WebP; repeatable")
+    add(
+        "--format", metavar="json|FILE|{…}", type=_checked(config.answer_format),
+        help="structured output: any JSON, or what a JSON Schema says, from a file or as it is",
+    )  # fmt: skip
+    add("--repo-root", metavar="DIR", type=_checked(config.folder), help="where @references may lead (.)")
+    add(
+        "--max-file-bytes", metavar="N", type=_checked(config.positive_integer), default=config.DEFAULT_MAX_FILE_BYTES,
+        help="the longest text that an @reference may bring (200000)",
+    )  # fmt: skip
     add("--timeout", metavar="S", type=_checked(config.positive_number), help="seconds for the whole answer")
     add(
         "--lock-timeout", metavar="S", type=_checked(config.number_from_0), default=config.DEFAULT_LOCK_TIMEOUT,
@@ -126,6 +148,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--option", metavar="NAME=VALUE", action="append", type=_checked(config.option),
         help="any other option of Ollama's; repeatable; kept with the session",
     )  # fmt: skip
+    add(
+        "--think", metavar="LEVEL", nargs="?", const=True, type=_checked(config.think),
+        help="have the model think first: true, low, medium, high or max; kept with the session",
+    )  # fmt: skip
+    add("--no-think", action="store_true", help="have the model not think; kept with the session")
     add(
         "--max-context-tokens", metavar="N", type=_checked(config.positive_integer),
         help="how much of the conversation may be sent, in tokens (64000); kept with the session",
@@ -151,13 +178,28 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     add("--dry-run", action="store_true", help="with --purge: only say what would be removed")
     add("--delete", metavar="UUID", type=uuid, help="remove one session for real")
+    add("--fork", metavar="UUID", type=uuid, help="a new session that starts as a copy of one")
+    add("--at", metavar="MESSAGE_ID", type=_checked(config.some_text), help="with --fork: copy up to this message")
+    add("--undo", metavar="UUID", type=uuid, help="take back the last prompt and its answer")
+    add("--retry", metavar="UUID", type=uuid, help="ask the last prompt again")
+    add(
+        "--import", metavar="PATH", nargs="?", const=True, type=_checked(config.some_text),
+        help="bring conversations along from ollama-prompt 1.x, from llm, or from a JSON list of messages",
+    )  # fmt: skip
     add("--check", action="store_true", help="read every file whole and report damage")
     add("--reindex", action="store_true", help="build the index again from the files")
+    add(
+        "--completion", type=str.lower, choices=("bash", "zsh", "fish", "powershell"),
+        help="print a script that completes flags and sessions in this shell",
+    )  # fmt: skip
 
 
 def _add_general(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--output", choices=("json", "text"), default="json", help="json (the default), or text for people")
+    add(
+        "--output", choices=("json", "text", "ndjson"), default="json",
+        help="json (the default), text for people, or ndjson: events as they happen",
+    )  # fmt: skip
     add("--debug", action="store_true", help="show a traceback when something unexpected happens")
     add("--version", action="version", version=f"ollama-prompt {__version__}")
     add("-h", "--help", action="help", help="show this help")
@@ -165,23 +207,32 @@ def _add_general(group: argparse._ArgumentGroup) -> None:
 
 def _action(flags: argparse.Namespace) -> str | None:
     """The action that the flags name; None for asking. Raises `UsageError` for two, or for one with a prompt."""
-    named = [name for name in ACTIONS if _is_given(getattr(flags, name))]
+    named = [name for name in ACTIONS if _is_given(flags, name)]
     if len(named) > 1:
         raise UsageError(f"{_flag(named[0])} and {_flag(named[1])}: one action at a time")
-    asking = [name for name in ASKING_ONLY if _is_given(getattr(flags, name))]
-    if named and asking:
+    action = named[0] if named else None
+    asking = [name for name in _unwanted(action) if _is_given(flags, name)]
+    if asking:
         raise UsageError(f"{_flag(named[0])} and {_flag(asking[0])} contradict each other")
-    if flags.dry_run and flags.purge is None:
-        raise UsageError("--dry-run goes with --purge")
-    if flags.limit is not None and not flags.list_sessions:
-        raise UsageError("--limit goes with --list-sessions")
-    if flags.session_id and flags.no_session:
-        raise UsageError("--session-id and --no-session contradict each other")
-    return named[0] if named else None
+    for companion, actions in COMPANIONS.items():
+        if _is_given(flags, companion) and action not in actions:
+            raise UsageError(f"{_flag(companion)} goes with {_flag(actions[0])}")
+    for one, other in CONTRADICTIONS:
+        if _is_given(flags, one) and _is_given(flags, other):
+            raise UsageError(f"{_flag(one)} and {_flag(other)} contradict each other")
+    return action
 
 
-def _is_given(value: object) -> bool:
+def _unwanted(action: str | None) -> tuple[str, ...]:
+    """The flags that contradict this action."""
+    if action is None:
+        return ()
+    return PROMPTING if action == "retry" else ASKING_ONLY
+
+
+def _is_given(flags: argparse.Namespace, name: str) -> bool:
     """Whether a flag has a value: 0, of --purge 0, is one."""
+    value = getattr(flags, name)
     return value is not None and value is not False
 
 

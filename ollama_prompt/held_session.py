@@ -1,7 +1,7 @@
 """One session during one turn, under its lock: prompt first, answer later.
 
-    new or found → store_prompt → (the model answers) → store_answer
-                                → (the model refuses)  → take_back
+    new or found → begin → (the model answers) → add
+                         → (the model refuses) → take_back
 
 What was stored before is never touched. While the model answers, for seconds or minutes, `git pull`,
 editors and people may replace, move or remove the file without our lock. So a stored record is looked
@@ -18,6 +18,7 @@ import os
 from contextlib import contextmanager, suppress
 
 from ollama_prompt import index, records, session_file
+from ollama_prompt.errors import NothingToUndo
 from ollama_prompt.layout import Layout, cannot_read, cannot_write
 from ollama_prompt.session_file import Reading
 from ollama_prompt.summary import NeedsWholeFile, Summary
@@ -26,6 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ollama_prompt.attachments import Attachments
     from ollama_prompt.records import Record
     from ollama_prompt.session_file import Stamp
 
@@ -37,7 +39,7 @@ class HeldSession:
     """A session whose lock the caller holds.
 
     `path` is None until a new session is first stored; `claim` locks it before that. `indexed` tells that
-    `reading` is what the index has.
+    `reading` is what the index has. `unnamed_images` were kept for a prompt that was taken back.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class HeldSession:
         reading: Reading | None = None,
         indexed: bool = False,
         claim: Callable[[], object] | None = None,
+        attachments: Callable[[], Attachments] | None = None,
     ) -> None:
         self.session_id = session_id
         self.path = path
@@ -59,13 +62,19 @@ class HeldSession:
         self._claim = claim
         self._reading = reading
         self._indexed = reading.stamp if reading and indexed else None
-        self._prompt: Record | None = None
+        self._attachments = attachments
+        self._undo: Record | None = None
+        self._begun: list[Record] = []
+        self._images: dict[str, bytes] = {}
+        self.unnamed_images: set[str] = set()
         self._after: Stamp | None = reading.stamp if reading else None  # the file as we left it
         self._cut_to: int | None = None  # its size before the prompt
         self._made = False
 
     def records_back(self) -> Iterator[Record]:
-        """What was stored so far, newest first; costs what is taken of it."""
+        """What was stored so far, newest first; costs what is taken of it. An undo to come counts already."""
+        if self._undo and self._undo not in self._begun:
+            yield self._undo
         path = self._find_again()
         if path is None:
             return
@@ -77,31 +86,76 @@ class HeldSession:
                 if record.get("id") not in reading.summary.undone:  # by an undo that lies in front of it
                     yield record
 
-    def store_prompt(self, prompt: Record, settings: Record) -> None:
-        """Store the prompt; a new session is made with these settings. Raises `StoreWriteFailed`."""
-        self._prompt = prompt
-        with _write_errors(self.session_id):
-            if self.path is None:
-                if self._claim:
-                    self._claim()
-                self.settings = settings
-                self._create(settings, [prompt])
-            else:
-                self._append([prompt])
+    def last_turn(self) -> list[Record]:
+        """The last prompt that was not taken back and what followed it, oldest first; empty if there is none."""
+        undone: set[str] = set()
+        found: list[Record] = []
+        for record in self.records_back():
+            if record["type"] == "undo":
+                undone.update(records.undone_ids(record))
+            elif record["type"] == "message" and record.get("id") not in undone:
+                found.append(record)
+                if record["role"] == "user":
+                    break
+        return found[::-1]
 
-    def store_answer(self, answer: list[Record]) -> None:
-        """Store what came of the answer, and a change of settings. Raises `StoreWriteFailed`."""
-        with _write_errors(self.session_id):
-            self._append(answer)
+    def replace_last_turn(self) -> Record:
+        """The last prompt, for the next one to ask it again: its turn is not sent any more, and taken back with that.
+
+        Raises `NothingToUndo`.
+        """
+        turn = self.last_turn()
+        ids = records.ids_of(turn)
+        if not ids or turn[0]["role"] != "user":
+            raise NothingToUndo(f"session {self.session_id} has no prompt to ask again", session_id=self.session_id)
+        self._undo = records.undo(ids)
+        self.answered_count -= len(turn) if len(turn) > 1 else 0
+        return turn[0]
+
+    def known_ids(self) -> set[str]:
+        """The ids of all records, also of those that were taken back."""
+        if self.path is None:
+            return set()
+        with _read_errors():
+            return set(records.ids_of(session_file.load(self.path, self.session_id)[0]))
+
+    def begin(self, prompt: Record, settings: Record, images: dict[str, bytes] | None = None) -> None:
+        """Store the prompt; a new session is made with these settings.
+
+        `images` are pictures that it names, by their SHA-256. Raises `StoreWriteFailed`.
+        """
+        turn = [self._undo, prompt] if self._undo else [prompt]
+        self._begun, self._images = turn, images or {}
+        with _write_errors(self.session_id), self._keeping(images):
+            if self.path is None:
+                self.settings = settings
+                self._create(settings, turn)
+            else:
+                self._append(turn)
+
+    def add(self, new: list[Record], images: dict[str, bytes] | None = None) -> None:
+        """Store what came of the answer, and a change of settings; or an undo; or what an import brings.
+
+        Raises `StoreWriteFailed`.
+        """
+        with _write_errors(self.session_id), self._keeping(images):
+            self._append(new)
+
+    def image(self, sha256: str) -> bytes | None:
+        """A picture that a message names; None if it is missing."""
+        return self._attachments().read(sha256) if self._attachments else None
 
     def take_back(self) -> None:
         """Remove the prompt again: the model refused it before the first word. Raises `StoreWriteFailed`."""
-        if self._prompt is None or self.path is None:
+        if not self._begun or self.path is None:
             return
+        prompt = self._begun[-1]
         with _write_errors(self.session_id):
-            if not self._cut_back() and (path := self._find_again()) and _is_in(path, self._prompt):
+            if not self._cut_back() and (path := self._find_again()) and _is_in(path, prompt):
                 # Somebody wrote behind the prompt: it stays in the file, and is no longer sent.
-                self._append([records.undo([self._prompt["id"]])])
+                self._append([records.undo([prompt["id"]])])
+            else:
+                self.unnamed_images = set(self._images)
         self._reading = None
 
     def keep_index(self, index_: index.Index) -> None:
@@ -111,15 +165,36 @@ class HeldSession:
         young = index.is_young(self._reading.stamp, index.read_time_ns())
         index_.put(index.Row.of(self._layout.name(self.path), self._reading, young))
 
+    def copy(self, header: Record, rest: list[Record], images: dict[str, bytes] | None = None) -> None:
+        """Make a new session of records that are there already: a fork, an import. Raises `StoreWriteFailed`."""
+        with _write_errors(self.session_id), self._keeping(images):
+            self._write(header, rest)
+
+    @contextmanager
+    def _keeping(self, images: dict[str, bytes] | None) -> Iterator[None]:
+        if images and self._attachments:
+            with self._attachments().keeping(images):
+                yield
+        else:
+            yield
+
     def _create(self, settings: Record, turn: list[Record]) -> None:
-        header = records.header(self.session_id, settings)
+        self._write(records.header(self.session_id, settings), turn)
+
+    def _write(self, header: Record, rest: list[Record]) -> None:
+        if self._claim:
+            self._claim()
+            self._claim = None
         path = self._layout.new_path(self.session_id, header["created_at"])
         self._make_folder(os.path.dirname(path))
-        self._after = session_file.create(path, records.encode(header, *turn))
+        self._after = session_file.create(path, records.encode(header, *rest))
         self.path, self._made = path, True
         self._reading = Reading(Summary(self.session_id), self._after)
-        for record in (header, *turn):
-            self._reading.take(records.encode(record))
+        try:
+            for record in (header, *rest):
+                self._reading.take(records.encode(record))
+        except NeedsWholeFile:
+            self._reading = None
 
     def _make_folder(self, folder: str) -> None:
         """A file is as durable as the folders that lead to it."""
@@ -129,8 +204,8 @@ class HeldSession:
             session_file.sync_folder(self._layout.home)
 
     def _append(self, new: list[Record]) -> None:
-        """Add records, and see to it that they and the prompt are in the file that has the name now."""
-        wanted = new if self._prompt is None or self._prompt in new else [self._prompt, *new]
+        """Add records, and see to it that they and what was begun are in the file that has the name now."""
+        wanted = new if new is self._begun else [*self._begun, *new]
         for _ in range(ATTEMPTS):
             path = self._find_again()
             if path is None:

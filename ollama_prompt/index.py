@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     Entry = tuple[Any, ...]  # path, size (-1: read it again), mtime_ns, ctime_ns, inode, line of the listing
 
 APPLICATION_ID = 0x6F6C7072  # "olpr"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 2.0
 CROWD = 15
 """How many times `BUSY_SECONDS` a writer waits while it sees others get on."""

@@ -1,4 +1,4 @@
-"""The way in to the store: open, list, look into, purge, delete, check, reindex.
+"""The way in to the store: open, list, look into, fork, undo, purge, delete, check, reindex.
 
 Commands reach files, index and locks only through an `Indexer`. The files are the truth; the index
 (`catalogue`) remembers what reading them gave; a turn holds its session (`held_session`) under its lock.
@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from ollama_prompt import clock
 from ollama_prompt.catalogue import Catalogue, id_of
 from ollama_prompt.errors import (
+    NothingToUndo,
     OllamaPromptError,
     SessionBusy,
     SessionNotFound,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any
 
+    from ollama_prompt.attachments import Attachments
+    from ollama_prompt.foreign import Conversation
     from ollama_prompt.held_session import HeldSession
     from ollama_prompt.layout import Layout
     from ollama_prompt.records import Record
@@ -36,6 +39,13 @@ if TYPE_CHECKING:
 
 CLAIM_SECONDS = 10.0
 """How long a new session waits for its own lock."""
+ADOPTION_SECONDS = 600.0
+"""How long to wait while another process imports the database of ollama-prompt 1.x."""
+ATTACHMENTS_SECONDS = 60.0
+"""How long to wait while another process keeps or removes pictures."""
+
+_SHARED = {"index": "the index", "attachments": "the folder of pictures"}
+"""Locks of the store as a whole; every other one is a session's."""
 
 
 class Indexer:
@@ -51,8 +61,6 @@ class Indexer:
     @contextmanager
     def open(self, session_id: str, lock_timeout: float) -> Iterator[HeldSession]:
         """Hold a session for a turn. Raises `SessionNotFound`, `SessionBusy`, `StoreUnreadable`."""
-        from ollama_prompt.held_session import HeldSession
-
         self._find(session_id)  # before its lock is made: an unknown id leaves no trace
         with self._lock(session_id, lock_timeout):
             try:
@@ -63,7 +71,7 @@ class Indexer:
             _check_version(reading, session_id)
             if reading.summary.damage_count:
                 self._note(f"{reading.summary.damage_count} damaged lines are left out; --check tells which")
-            held = HeldSession(self.layout, session_id, self._note, path, reading, indexed)
+            held = self._held(session_id, path, reading, indexed)
             try:
                 yield held
             finally:
@@ -72,12 +80,10 @@ class Indexer:
     @contextmanager
     def new(self) -> Iterator[HeldSession]:
         """A session that does not exist yet; on disk, lock and all, once its prompt is stored."""
-        from ollama_prompt.held_session import HeldSession
-
         session_id = clock.new_id()
         with ExitStack() as stack:
             # Locked before it can be seen, so that nobody continues or purges it meanwhile.
-            held = HeldSession(self.layout, session_id, self._note, claim=lambda: self._claim(session_id, stack))
+            held = self._held(session_id, claim=lambda: self._claim(session_id, stack))
             try:
                 yield held
             except OllamaPromptError as error:
@@ -102,6 +108,95 @@ class Indexer:
         row = rows.get(found[0])
         return found[0], row if row and row.stamp == _stamp_at(found[0]) else None
 
+    def newest(self) -> str:
+        """The session used last: by its newest record, ties by that record's id. Raises `SessionNotFound`."""
+        import json
+
+        lines = self.sessions()
+        if not lines:
+            raise SessionNotFound("there is no session to continue", hint="without --continue a new one begins")
+        newest: str = json.loads(lines[0])["session_id"]
+        return newest
+
+    def fork(self, session_id: str, message_id: str | None) -> str:
+        """A new session that starts as a copy, up to a message if one is named; its id.
+
+        Raises `SessionNotFound`, `UsageError` for a message that the session does not have, `StoreError`s.
+        """
+        from ollama_prompt import records
+
+        _, found, reading = self.info(session_id)
+        _check_version(reading, session_id)
+        with self.new() as held, self._holding_images(reading):
+            held.copy(*records.fork(found, session_id, held.session_id, reading.summary.settings, message_id))
+        return held.session_id
+
+    def undo(self, session_id: str, lock_timeout: float) -> list[str]:
+        """Take back the last turn; the ids of its messages. Raises `NothingToUndo`, else as `open`."""
+        from ollama_prompt import records
+
+        with self.open(session_id, lock_timeout) as held:
+            undone = records.ids_of(held.last_turn())
+            if not undone:
+                raise NothingToUndo(f"session {session_id} has no turn to take back", session_id=session_id)
+            held.add([records.undo(undone)])
+        return undone
+
+    def adopt_1x(self) -> None:
+        """Import a database of ollama-prompt 1.x that lies where our index belongs, and set it aside.
+
+        Whoever comes meanwhile waits for it: the sessions that it looks for may be in there. If it cannot be done,
+        the database stays, and all works without an index.
+        """
+        if self.catalogue.index.state() != "foreign" or not self._is_1x():
+            return
+        path = self.catalogue.index.path
+        try:
+            with self._lock("index", ADOPTION_SECONDS):
+                if not self._is_1x():
+                    return  # another process did it
+                self._note(f"{path} is a database of ollama-prompt 1.x: importing its sessions …")
+                imported, _ = self.import_from(path, CLAIM_SECONDS)
+                aside = self.layout.set_aside_index()
+        except (OllamaPromptError, OSError) as error:
+            self._note(f"its sessions could not be imported: {error}; the next start tries again")
+            return
+        self._note(f"{len(imported)} sessions imported; the database is kept as {aside}")
+
+    def import_from(
+        self, path: str, lock_timeout: float, progress: Callable[[int, int], None] = lambda *_: None
+    ) -> tuple[list[str], int]:
+        """Keep the conversations of another program: (the sessions that something was added to, how many had nothing).
+
+        What cannot be kept holds up nothing else; it is raised at the end. Raises `ImportFailed`, `SessionBusy`,
+        `StoreError`s.
+        """
+        from ollama_prompt import foreign
+
+        imported: list[str] = []
+        failed: list[StoreError] = []
+        skipped = 0
+        source = foreign.read(path, self._note)
+        for number, conversation in enumerate(source):
+            progress(number, source.total)
+            try:
+                if self._bring_in(conversation, lock_timeout):
+                    imported.append(conversation.session_id)
+                else:
+                    skipped += 1
+            except StoreError as error:
+                failed.append(error)
+        if failed:
+            failed[0].message += f"; {len(imported)} sessions were imported"
+            raise failed[0]
+        return imported, skipped
+
+    def attachments(self) -> Attachments:
+        """The pictures of the conversations."""
+        from ollama_prompt.attachments import Attachments
+
+        return Attachments(self.layout, lambda: self._lock("attachments", ATTACHMENTS_SECONDS))
+
     def info(self, session_id: str) -> tuple[dict[str, Any], list[Record], Reading]:
         """All that is stored of one session: how it is listed, its records, and what could not be read."""
         from ollama_prompt import session_file
@@ -122,11 +217,14 @@ class Indexer:
             raise
         try:
             with self._lock(session_id, 0):
-                self._remove_files(session_id, self.layout.find(session_id, deep=True))
+                found = self.layout.find(session_id, deep=True)
+                images = self._images_in(found)
+                self._remove_files(session_id, found)
         except SessionBusy as error:
             error.hint = "delete it when its turn is over"
             raise
         self.catalogue.forget([session_id])
+        self._discard_images(images)
 
     # --- Many sessions -------------------------------------------------------------------------
 
@@ -143,10 +241,12 @@ class Indexer:
         removed: list[str] = []
         skipped: list[str] = []
         failed: list[StoreError] = []
+        images: set[str] = set()
         rows = self.catalogue.rows()
         for row, paths in rows:
             if not _is_unused(row.last_used, cutoff):
                 continue
+            images.update(row.saved["images"])
             try:
                 if self._purge_one(row.session_id, paths, cutoff, dry_run):
                     removed.append(row.session_id)
@@ -156,6 +256,7 @@ class Indexer:
                 failed.append(error)
         if not dry_run:
             self._forget(removed, {row.session_id for row, _ in rows})
+            self._discard_images(images)
         if failed:
             failed[0].message += f"; {len(removed)} others were removed" if removed and not dry_run else ""
             raise failed[0]
@@ -184,11 +285,48 @@ class Indexer:
 
     # --- Details -------------------------------------------------------------------------------
 
+    def _bring_in(self, conversation: Conversation, lock_timeout: float) -> bool:
+        """Keep a conversation of another program, or what is new of it; False if nothing is.
+
+        Raises `SessionBusy`, `StoreError`s.
+        """
+        session_id = conversation.session_id
+        with self._lock(session_id, lock_timeout):
+            if not self._files_of(session_id)[0]:
+                held = self._held(session_id)
+                held.copy(conversation.header, conversation.records, conversation.images)
+                return True
+        with self.open(session_id, lock_timeout) as held:
+            known = held.known_ids()
+            new = [record for record in conversation.records if record["id"] not in known]
+            if new:
+                held.add(new, conversation.images)
+        return bool(new)
+
+    def _is_1x(self) -> bool:
+        from ollama_prompt import foreign
+
+        return foreign.is_1x(self.catalogue.index.path)
+
+    def _held(
+        self,
+        session_id: str,
+        path: str | None = None,
+        reading: Reading | None = None,
+        indexed: bool = False,
+        claim: Callable[[], object] | None = None,
+    ) -> HeldSession:
+        from ollama_prompt.held_session import HeldSession
+
+        return HeldSession(self.layout, session_id, self._note, path, reading, indexed, claim, self.attachments)
+
     def _find(self, session_id: str) -> tuple[list[str], dict[str, Row]]:
         """The same as `_files_of`. Raises `SessionNotFound`."""
         found, rows = self._files_of(session_id)
         if not found:
             hint = "--list-sessions shows them all"
+            if _is_1x_there():
+                hint += "; --import brings those of ollama-prompt 1.x along"
             raise SessionNotFound(f"no session has the id {session_id}", hint=hint, session_id=session_id)
         return found, rows
 
@@ -281,6 +419,31 @@ class Indexer:
             os.unlink(session_file.unfinished(self.layout.new_path(session_id)))
         self._discard_lock(session_id)
 
+    def _images_in(self, paths: list[str]) -> set[str]:
+        """The pictures that these files name. Without pictures in the store no file is read for that."""
+        if not os.path.isdir(self.layout.attachments):
+            return set()
+        return {name for path in paths for name in self._read(path).summary.images}
+
+    @contextmanager
+    def _holding_images(self, reading: Reading) -> Iterator[None]:
+        """No picture is removed meanwhile, if these are records that name some."""
+        if reading.summary.images:
+            with self.attachments().lock():
+                yield
+        else:
+            yield
+
+    def _discard_images(self, names: set[str]) -> None:
+        """Remove those of these pictures that no session names. They stay where that cannot be told."""
+        if not names:
+            return
+        attachments = self.attachments()
+        with suppress(StoreError), attachments.lock():
+            named = self.catalogue.images()
+            if named is not None:
+                attachments.discard(names - named)
+
     def _damage(self, path: str, line: int | None, reason: str) -> dict[str, Any]:
         return {"session_id": id_of(path), "path": self.layout.absolute(path), "line": line, "reason": reason}
 
@@ -297,6 +460,7 @@ class Indexer:
             held.keep_index(self.catalogue.index)
         except IndexUnusable as error:
             self.catalogue.warn(error)
+        self._discard_images(held.unnamed_images)
 
     # --- Locks ---------------------------------------------------------------------------------
 
@@ -306,7 +470,8 @@ class Indexer:
 
         self.layout.make()
         # Only a purge can have it, which takes a lock without a session for a dead one, and only for a moment.
-        stack.enter_context(locks.hold(self.layout.lock(session_id), CLAIM_SECONDS, session_id))
+        path = self.layout.lock(session_id)
+        stack.enter_context(locks.hold(path, CLAIM_SECONDS, f"session {session_id}", session_id))
 
     def _lock(self, name: str, timeout: float) -> AbstractContextManager[None]:
         from ollama_prompt import locks
@@ -314,14 +479,21 @@ class Indexer:
         with suppress(StoreWriteFailed):  # a full disk must not keep anyone from deleting
             self.layout.make()  # the store may have come as files only, from git or a backup
         path = self.layout.lock(name)
-        if name == "index":
-            return locks.hold(path, timeout)
-        return locks.hold(path, timeout, name, lambda text: self._note(f"{text}; waiting for it"))
+        if name in _SHARED:
+            return locks.hold(path, timeout, _SHARED[name])
+        return locks.hold(path, timeout, f"session {name}", name, lambda text: self._note(f"{text}; waiting for it"))
 
     def _discard_lock(self, name: str) -> None:
         from ollama_prompt import locks
 
         locks.discard(self.layout.lock(name))
+
+
+def _is_1x_there() -> bool:
+    """Whether ollama-prompt 1.x has left a database."""
+    from ollama_prompt import foreign
+
+    return any(map(foreign.is_1x, foreign.usual_places(os.environ)))
 
 
 def _stamp_at(path: str) -> tuple[int, int, int, int] | None:

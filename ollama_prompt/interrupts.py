@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import os
 import signal
+from _thread import get_ident
 from contextlib import contextmanager
 
 from ollama_prompt.errors import Interrupted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 END, DEFER, RAISE = range(3)
@@ -29,14 +30,25 @@ PATIENCE = 3
 """The signal at which the process ends, whatever it waits for."""
 
 
+def _exit(number: int) -> None:
+    os._exit(128 + number)
+
+
+def _raise(number: int) -> None:  # noqa: ARG001  Python tells only Ctrl-C
+    raise KeyboardInterrupt
+
+
 class _State:
     reaction = END
     received = 0
     pending: int | None = None
+    thread: int | None = None  # signals arrive in the main thread only, and only where we handle them
+    end: Callable[[int], object] = staticmethod(_exit)
 
 
 def install() -> None:
     """React to the signals that end a program. One that is ignored (nohup, &) stays so."""
+    _State.thread = get_ident()
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -46,11 +58,32 @@ def install() -> None:
 def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of a handler
     _State.received += 1
     if _State.reaction == END or _State.received >= PATIENCE:
-        os._exit(128 + number)
+        _State.end(number)
     if _State.reaction == RAISE:
         _State.reaction = DEFER  # what cleans up behind the exception is not interrupted again
         raise Interrupted(number)
     _State.pending = number
+
+
+@contextmanager
+def within_library() -> Iterator[None]:
+    """React to Ctrl-C as the command does, in a program that is not ours: what ends there raises KeyboardInterrupt.
+
+    Only where Python's own handler is in place; a program that has one of its own keeps it.
+    """
+    import threading
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    _State.thread, _State.received, _State.pending, _State.end = get_ident(), 0, None, _raise
+    signal.signal(signal.SIGINT, _handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _State.thread, _State.end = None, _exit
 
 
 @contextmanager
@@ -79,12 +112,16 @@ def fatal() -> Iterator[None]:
     """Inside `deferred`: a signal ends the process at once, also one that came before; nothing has been begun yet."""
     with _reacting(END):
         if _State.pending is not None:
-            os._exit(128 + _State.pending)
+            number, _State.pending = _State.pending, None
+            _State.end(number)
         yield
 
 
 @contextmanager
 def _reacting(reaction: int) -> Iterator[None]:
+    if _State.thread != get_ident():
+        yield
+        return
     before, _State.reaction = _State.reaction, reaction
     try:
         yield

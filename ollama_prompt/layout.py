@@ -2,6 +2,7 @@
 
     HOME/                               0700
       sessions/2026-11/<uuid>.jsonl     0600; the month comes from the id (UUIDv7) itself
+      attachments/<sha256>              pictures that messages name
       sessions.db                       the index; may lie elsewhere
       locks/<uuid>.lock, index.lock, index.made (see `index`)
       .gitignore .gitattributes
@@ -32,24 +33,27 @@ GITIGNORE = """\
 # The index, the locks and unfinished files can be made again; the conversations cannot.
 /sessions.db
 /sessions.db-*
+/sessions-1.x*
 /locks/
 *.tmp
 """
 GITATTRIBUTES = """\
 # A conversation only grows, line by line, so that both sides of a merge are kept.
 *.jsonl text eol=lf merge=union
+/attachments/* binary
 """
 
 
 class Layout:
     """The paths of one store. `index` may lie outside `home`."""
 
-    __slots__ = ("home", "index", "locks", "sessions")
+    __slots__ = ("attachments", "home", "index", "locks", "sessions")
 
     def __init__(self, home: str, index: str | None = None) -> None:
         self.home = os.path.abspath(home)
         self.index = os.path.abspath(index) if index else os.path.join(self.home, "sessions.db")
         self.sessions = os.path.join(self.home, "sessions")
+        self.attachments = os.path.join(self.home, "attachments")
         self.locks = os.path.join(self.home, "locks")
 
     def absolute(self, name: str) -> str:
@@ -64,8 +68,12 @@ class Layout:
         """Where a session's file is made."""
         return os.path.join(self.sessions, clock.month_of(session_id, created_at), session_id + SUFFIX)
 
+    def attachment(self, sha256: str) -> str:
+        """Where the picture with this SHA-256 lies."""
+        return os.path.join(self.attachments, sha256)
+
     def lock(self, name: str) -> str:
-        """The lock file of a session, or of the `index`."""
+        """The lock file of a session, of the `index`, of the `attachments`."""
         return os.path.join(self.locks, name + ".lock")
 
     def locked(self) -> set[str]:
@@ -102,6 +110,17 @@ class Layout:
                 os.unlink(unfinished)
             if not os.path.lexists(path):  # else another process did it, in a container perhaps with the same pid
                 raise
+
+    def set_aside_index(self) -> str:
+        """Give the file in the index's place, and its journal, a name that is free; the name. Raises OSError."""
+        stem = os.path.join(os.path.dirname(self.index), "sessions-1.x")
+        names = (f"{stem}{f'-{number}' if number else ''}.db" for number in range(1000))
+        aside = next(name for name in names if not os.path.lexists(name))
+        for suffix in ("-journal", "-wal", "-shm"):  # without them what it says might change
+            with suppress(FileNotFoundError):
+                os.rename(self.index + suffix, aside + suffix)
+        os.rename(self.index, aside)
+        return aside
 
     def find(self, session_id: str, known: Iterable[str] = (), deep: bool = False) -> list[str]:
         """Files of this session, usually one. Raises `StoreUnreadable`.

@@ -1,6 +1,7 @@
 """Locks between processes: filelock, in one place.
 
-One lock a session, held for a whole turn, and one for changes of many rows of the index. The kernel
+One lock a session, held for a whole turn; one for changes of many rows of the index, and one for pictures that
+come and go, both held for a moment. The kernel
 frees a lock with the process that held it, however that ended. A lock file is removed only together
 with its session, while it is held: filelock gives a waiter that gets a removed file's lock no lock,
 but lets it try again on the name.
@@ -26,15 +27,19 @@ POLL_SECONDS = 0.05
 
 @contextmanager
 def hold(
-    path: str, timeout: float, session_id: str | None = None, waiting: Callable[[str], None] | None = None
+    path: str,
+    timeout: float,
+    what: str = "the index",
+    session_id: str | None = None,
+    waiting: Callable[[str], None] | None = None,
 ) -> Iterator[None]:
-    """Hold the lock on this file: of a session, or of the index (None). Waits up to `timeout` seconds.
+    """Hold the lock on this file, of `what`: "the index", or "session …". Waits up to `timeout` seconds.
 
     `waiting` is told once why, if it must. Raises `SessionBusy` when the time is over, `StoreWriteFailed` when the
     lock file cannot be had.
     """
     lock = FileLock(path, mode=0o600, poll_interval=POLL_SECONDS)
-    in_use = f"{'the index' if session_id is None else f'session {session_id}'} is in use by another process"
+    in_use = f"{what} is in use by another process"
     try:
         _acquire(lock, timeout, (lambda: waiting(in_use)) if waiting else None)
     except Timeout:

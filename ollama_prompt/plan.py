@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from ollama_prompt import window
 from ollama_prompt.errors import ContextTooSmall
+from ollama_prompt.records import images_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from ollama_prompt.errors import ContextExceeded
@@ -52,12 +54,12 @@ class Plan:
             # Whether the prompt fits, only the server can count: it must refuse what does not.
             self.num_ctx = self.budget
 
-    def body(self) -> dict[str, Any]:
-        """The body of the request, without `model` and `stream`."""
+    def body(self, image: Callable[[str], str | None] = lambda _: None) -> dict[str, Any]:
+        """The body of the request, without `model` and `stream`; `image` gives a picture as the wire takes it."""
         options = dict(self.settings.get("options", {}))
         if self.num_ctx:
             options["num_ctx"] = self.num_ctx
-        body: dict[str, Any] = {"messages": self._messages(), "options": options, "truncate": False}
+        body: dict[str, Any] = {"messages": self._messages(image), "options": options, "truncate": False}
         return body | {key: self.settings[key] for key in ("think", "keep_alive") if key in self.settings}
 
     def shrink(self, refusal: ContextExceeded) -> None:
@@ -134,11 +136,13 @@ class Plan:
             return None
         return self.fixed or window.num_ctx(needed, at_least, self.facts.context_length)
 
-    def _messages(self) -> list[dict[str, Any]]:
+    def _messages(self, image: Callable[[str], str | None]) -> list[dict[str, Any]]:
         system = self.settings.get("system")
         messages = [{"role": "system", "content": system}] if system else []
         for message in (*self.window.messages, self.prompt):
-            messages.append({"role": message["role"], "content": message["content"]})
+            sent = {"role": message["role"], "content": message["content"]}
+            images = [data for name in images_of(message) if (data := image(name))]
+            messages.append(sent | {"images": images} if images else sent)
         return messages
 
     def _counted_before(self) -> int:

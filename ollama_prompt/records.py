@@ -13,6 +13,7 @@ from __future__ import annotations
 import orjson
 
 from ollama_prompt import clock
+from ollama_prompt.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,6 +100,32 @@ def undo(ids: list[str]) -> Record:
     return _stamped("undo", {}, {"ids": ids})
 
 
+def ids_of(found: list[Record]) -> list[str]:
+    """The ids of records; one written by hand may have none."""
+    return [record["id"] for record in found if "id" in record]
+
+
+def fork(
+    found: list[Record], source_id: str, session_id: str, settings: Record, last: str | None
+) -> tuple[Record, list[Record]]:
+    """A session's records → header and records of one that starts as its copy, up to the message `last`.
+
+    Everything is taken over as it is, undone messages and unknown types too. At the end stands a `meta` without a
+    setting: a session was last used at its newest record, and this one is used now. Raises `UsageError` when there
+    is no such message.
+    """
+    found = [record for record in found if _can_be_encoded(record)]
+    first = next((record for record in found if record["type"] == "session"), None) or header(source_id, settings)
+    rest = [record for record in found if record["type"] != "session"]
+    if last is not None:
+        ids = [record.get("id") for record in rest if record["type"] == "message"]
+        if last not in ids:
+            raise UsageError(f"session {source_id} has no message {last}", hint="--session-info shows their ids")
+        rest = rest[: [record.get("id") for record in rest].index(last) + 1]
+    own: Record = {"session_id": session_id, "created_at": clock.time_of_id(session_id), "forked_from": source_id}
+    return {**first, **own}, [*rest, meta({})]
+
+
 def settings_of(record: Record) -> Record:
     """The settings that a header or meta record carries; values of a wrong type, as by hand, are left out."""
     return {key: record[key] for key, kind in SETTINGS.items() if key in record and _is_a(record[key], kind)}
@@ -124,6 +151,18 @@ def undone_ids(record: Record) -> list[str]:
     """What an undo record takes back."""
     ids = record.get("ids")
     return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
+
+
+def images_of(record: Record) -> list[str]:
+    """The SHA-256 of each picture that a message's record names; what is none, as by hand, is left out."""
+    images = record.get("images")
+    named = [image.get("sha256") for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    return [name for name in named if isinstance(name, str) and is_sha256(name)]
+
+
+def is_sha256(name: str) -> bool:
+    """Whether this is a SHA-256 as text: what a file that came by git says must not lead elsewhere as a path."""
+    return len(name) == 64 and not set(name) - set("0123456789abcdef")
 
 
 def _stamped(type_: str, first: Record, more: Record) -> Record:

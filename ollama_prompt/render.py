@@ -27,6 +27,13 @@ def as_json(data: dict[str, Any]) -> str:
     return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
 
 
+def as_line(data: dict[str, Any]) -> str:
+    """One object on one line."""
+    import json
+
+    return json.dumps(data, ensure_ascii=False) + "\n"
+
+
 def listing_as_json(lines: list[bytes], total: int) -> bytes:
     """The listing, one session a line; in UTF-8, as the index has it."""
     start, end = b'{"sessions": [', b'],\n"total": %d}\n' % total
@@ -41,10 +48,17 @@ def listing_as_json(lines: list[bytes], total: int) -> bytes:
 
 def error_as_json(error: OllamaPromptError) -> str:
     """An error as one object on one line."""
-    import json
+    return as_line(_error(error))
 
+
+def error_as_event(error: OllamaPromptError) -> str:
+    """An error as the last event of --output ndjson."""
+    return as_line({"event": "error", **_error(error)})
+
+
+def _error(error: OllamaPromptError) -> dict[str, Any]:
     data = {"error": error.message, "code": error.code, "hint": error.hint, "session_id": error.session_id}
-    return json.dumps({key: value for key, value in data.items() if value is not None}, ensure_ascii=False) + "\n"
+    return {key: value for key, value in data.items() if value is not None}
 
 
 def error_as_text(error: OllamaPromptError) -> str:

@@ -239,7 +239,7 @@ def read(path: str, session_id: str, saved: dict[str, Any] | None = None) -> Rea
     `saved` is `Summary.saved()` with `end` and `crc`. Takes memory for the longest line, and for the ids of a file
     whose records are not in the order of their age. Raises OSError.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         stamp = stamp_of(os.fstat(file.fileno()))
         if saved and saved["line_count"] and saved["end"] <= stamp[0]:
             reading = Reading(Summary.resume(session_id, saved), stamp)
@@ -252,7 +252,8 @@ def read(path: str, session_id: str, saved: dict[str, Any] | None = None) -> Rea
 
 
 @contextmanager
-def _opened(path: str, buffering: int = LARGE_BLOCK) -> Iterator[BinaryIO]:
+def opened(path: str, buffering: int = LARGE_BLOCK) -> Iterator[BinaryIO]:
+    """A regular file, to be read. Raises OSError for anything else: links and pipes come by git, or by accident."""
     # Not blocking: a FIFO that got the name of a session must not hang the listing.
     descriptor = os.open(path, os.O_RDONLY | _FLAGS | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -305,7 +306,7 @@ def load(path: str, session_id: str) -> tuple[list[Record], Reading]:
     """Every record that counts, in file order, and what reading them found. Raises OSError."""
     reading = read(path, session_id)
     found: list[Record] = []
-    with _opened(path) as file:
+    with opened(path) as file:
         offset = 0
         for line in file:
             if offset >= reading.end:
@@ -319,7 +320,7 @@ def load(path: str, session_id: str) -> tuple[list[Record], Reading]:
 
 def contains(path: str, id_: str) -> bool:
     """Whether a record with this id can be read in the file; a line that was cut behind its id cannot."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return any(id_.encode() in line and _id_of(line) == id_ for line in file)
 
 
@@ -339,7 +340,7 @@ def read_back(path: str, skip: set[int]) -> Iterator[Record]:
     Costs what is taken, not what is there. Raises OSError.
     """
     # Without a buffer, which would read ahead to where we have been already.
-    with _opened(path, buffering=0) as file:
+    with opened(path, buffering=0) as file:
         for offset, line in _lines_back(file, os.fstat(file.fileno()).st_size):
             if offset not in skip and not records.is_blank(line):
                 with suppress(DamagedLine):

@@ -17,7 +17,7 @@ what it takes back).
 from __future__ import annotations
 
 from ollama_prompt import clock
-from ollama_prompt.records import VERSION, settings_of, undone_ids
+from ollama_prompt.records import VERSION, images_of, settings_of, undone_ids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ TITLE_LENGTH = 200
 
 SAVED = (
     "created_at", "last_used", "last_id", "version", "settings", "title", "message_count", "answered_count",
-    "context_tokens", "record_count", "line_count", "damage_count", "max_id", "unanswered", "simple",
+    "context_tokens", "record_count", "line_count", "damage_count", "max_id", "unanswered", "simple", "images",
 )  # fmt: skip
 """The fields that are enough to take the fold up again."""
 
@@ -43,10 +43,11 @@ class NeedsWholeFile(Exception):
 class Summary:
     """The fold; see the module.
 
-    `title` is the one that was given, else the first line of the first prompt; `message_count` counts
-    prompts and answers, `answered_count` those of answered turns only (the model's context);
-    `context_tokens` is the size of the conversation after the last answer; `unanswered` tells that the
-    last prompt has no answer yet. `undone` is what any undo in the file names; None if that is not known.
+    `title` is the one that was given, else the first line of the first prompt; `message_count` counts prompts and
+    answers, `answered_count` those of answered turns only (the model's context); `context_tokens` is the size of
+    the conversation after the last answer; `unanswered` tells that the last prompt has no answer yet; `images`
+    has the SHA-256 of every picture that a stored message names. `undone` is what any undo in the file names;
+    None if that is not known.
     """
 
     __slots__ = (*SAVED, "_passed", "_seen", "session_id", "undone")
@@ -69,6 +70,7 @@ class Summary:
         self.max_id = ""
         self.unanswered = False
         self.simple = True
+        self.images: list[str] = []
         self._seen: set[int | str] | None = None if undone is None else set()
         self._passed: set[str] = set()
 
@@ -78,7 +80,7 @@ class Summary:
         summary = cls(session_id)
         for key in SAVED:
             setattr(summary, key, saved[key])
-        summary.settings = dict(summary.settings)
+        summary.settings, summary.images = dict(summary.settings), list(summary.images)
         return summary
 
     def saved(self) -> dict[str, Any]:
@@ -155,6 +157,8 @@ class Summary:
         self.settings |= settings_of(record)
 
     def _add_message(self, record: Record) -> None:
+        if "images" in record:
+            self.images += [name for name in dict.fromkeys(images_of(record)) if name not in self.images]
         if record.get("id") in self.undone:
             self.simple = self.simple and record["id"] not in self._passed
         elif record["role"] == "user":

@@ -21,6 +21,7 @@ from ollama_prompt.errors import (
     IncompleteAnswer,
     Interrupted,
     ModelError,
+    ModelUnsupported,
     OllamaPromptError,
     OutputClosed,
     OutputFailed,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from ollama_prompt.config import Request
     from ollama_prompt.held_session import HeldSession
     from ollama_prompt.indexer import Indexer
-    from ollama_prompt.model import Model
+    from ollama_prompt.model import Model, ModelFacts
     from ollama_prompt.records import Record
 
     Connect = Callable[[str, float | None], Model]
@@ -45,11 +46,14 @@ if TYPE_CHECKING:
     class Sink(Protocol):
         """Where an answer goes while it arrives."""
 
-        def start(self, model: str) -> None:
-            """The model is about to be asked."""
+        def start(self, model: str, session_id: str | None) -> None:
+            """The model is about to be asked. Like the others, may raise `OutputClosed` or `OutputFailed`."""
+
+        def thinking(self, text: str) -> None:
+            """The next piece of what the model thinks."""
 
         def token(self, text: str) -> None:
-            """The next piece of the answer. May raise `OutputClosed` or `OutputFailed`."""
+            """The next piece of the answer."""
 
 
 def take_turn(request: Request, indexer: Indexer | None, connect: Connect, sink: Sink, note: Note) -> dict[str, Any]:
@@ -73,8 +77,10 @@ def _hold(request: Request, indexer: Indexer) -> AbstractContextManager[HeldSess
     return indexer.open(request.session_id, request.lock_timeout)
 
 
-_OURS = ("message", "thinking", "session_id", "window")
+_OURS = ("message", "thinking", "parsed", "session_id", "window")
 """Keys of the printed turn that are not taken from what Ollama sends."""
+_OF_A_PROMPT = ("typed", "references", "images")
+"""Keys of a prompt's record that a retry takes over."""
 
 
 class _Turn:
@@ -85,11 +91,17 @@ class _Turn:
         self.held = held
         self.given = _with_stored_options(request.given, stored)
         self.settings: Record = {**request.defaults, **stored, **self.given}
-        self.prompt = records.message("user", request.prompt)
+        self.is_retry = request.prompt is None
+        self.format = request.format
+        self.images: dict[str, bytes] = {image.sha256: image.data for image in request.images}
+        self.prompt = self._make_prompt(request)
         self.plan: Plan | None = None
+        self.parsed: list[Any] = []
         self.said: list[str] = []
         self.thought: list[str] = []
         self._note = note
+        self._noted: set[str] = set()
+        self._sees = True
         self._is_stored = self._is_answered = False
 
     def take(self, model: Model, sink: Sink) -> dict[str, Any]:
@@ -97,9 +109,10 @@ class _Turn:
         try:
             self.plan = self._make_plan(model)
             self._store_prompt()
-            sink.start(self.settings["model"])
+            with interrupts.heard():
+                sink.start(self.settings["model"], self.held.session_id if self.held else None)
             final = self._ask(model, self.plan, sink)
-            self._store_answer(final, self.plan)
+            self._finish(final, self.plan)
             return self._shown(final)
         except (Interrupted, OutputClosed, OutputFailed) as error:
             self._keep_rest("interrupted")
@@ -117,15 +130,61 @@ class _Turn:
             self._keep_rest("error")
             raise
 
+    def _make_prompt(self, request: Request) -> Record:
+        """The record of the prompt; for --retry a new one of what was asked last."""
+        if request.prompt is None:
+            assert self.held
+            last = self.held.replace_last_turn()
+            return records.message("user", last["content"], **{key: last.get(key) for key in _OF_A_PROMPT})
+        return records.message(
+            "user",
+            request.prompt.text,
+            typed=request.prompt.typed,
+            references=request.prompt.references,
+            images=[image.record() for image in request.images] or None,
+        )
+
     def _make_plan(self, model: Model) -> Plan:
         with interrupts.heard():
             facts = model.check()
             loaded = None if facts.cloud else model.loaded_window()
+        self._check_abilities(facts)
         if facts.cloud and "num_ctx" in self.given:
             self._note("a cloud model chooses its window itself: --num-ctx is kept, but not sent")
         plan = Plan(self.settings, self.prompt, self.held, facts, loaded)
         self._tell_window(plan)
         return plan
+
+    def _check_abilities(self, facts: ModelFacts) -> None:
+        """Find what the model cannot do before anything is stored; where it does not say, the server will."""
+        able = facts.capabilities
+        if able is None:
+            return
+        model = self.settings["model"]
+        if self.settings.get("think") and "thinking" not in able:
+            raise ModelUnsupported(f"{model} does not support thinking", hint="--no-think asks it without")
+        self._sees = "vision" in able
+        if not self._sees and "images" in self.prompt:
+            hint = "`ollama show` lists what a model can do: this needs vision"
+            raise ModelUnsupported(f"{model} does not support images", hint=hint)
+
+    def _image(self, sha256: str) -> str | None:
+        """A picture as the wire takes it; None for one of an earlier message that is not sent."""
+        from base64 import b64encode
+
+        if not self._sees:
+            self._note_once(f"{self.settings['model']} does not support images: earlier ones are not sent")
+            return None
+        data = self.images.get(sha256) or (self.held.image(sha256) if self.held else None)
+        if data is None:
+            self._note_once(f"the picture {sha256} is missing or damaged in the store's attachments: it is not sent")
+            return None
+        return b64encode(data).decode()
+
+    def _note_once(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
+            self._note(text)
 
     def _tell_window(self, plan: Plan) -> None:
         if plan.moved():
@@ -136,14 +195,18 @@ class _Turn:
     def _ask(self, model: Model, plan: Plan, sink: Sink) -> dict[str, Any]:
         """Ask; once more with less, or with a larger window, where the server says that it was too much."""
         try:
-            return self._listen(model.chat(plan.body()), sink)
+            return self._listen(model.chat(self._body(plan)), sink)
         except ContextExceeded as refusal:
             plan.shrink(refusal)
             self._tell_window(plan)
         try:
-            return self._listen(model.chat(plan.body()), sink)
+            return self._listen(model.chat(self._body(plan)), sink)
         except ContextExceeded as refusal:
             raise ContextTooSmall(refusal.message, hint="lower --max-context-tokens") from refusal
+
+    def _body(self, plan: Plan) -> dict[str, Any]:
+        body = plan.body(self._image)
+        return body if self.format is None else body | {"format": self.format}
 
     def _listen(self, chunks: Iterator[dict[str, Any]], sink: Sink) -> dict[str, Any]:
         """Take the stream to its end; the last chunk."""
@@ -155,6 +218,8 @@ class _Turn:
             message = chunk.get("message") or {}
             if thinking := message.get("thinking"):
                 self.thought.append(thinking)
+                with interrupts.heard():
+                    sink.thinking(thinking)
             if content := message.get("content"):
                 self.said.append(content)
                 with interrupts.heard():
@@ -162,26 +227,46 @@ class _Turn:
             if chunk.get("done") is True:
                 return chunk
 
+    def _finish(self, final: dict[str, Any], plan: Plan) -> None:
+        """Store the answer; one that is not the JSON that was asked for too, but as a failure."""
+        if self.format is None:
+            self._store_answer(final, plan)
+            return
+        from ollama_prompt import structured
+
+        try:
+            value = structured.parse("".join(self.said))
+        except IncompleteAnswer:
+            self._store_answer(final, plan, is_whole=False)
+            raise
+        self._store_answer(final, plan)
+        self.parsed.append(value)
+        wrong = structured.mismatch(value, self.format) if isinstance(self.format, dict) else None
+        if wrong:
+            self._note(f"the answer is not what the schema asks for: {wrong}")
+
     # --- Storing -------------------------------------------------------------------------------
 
     def _store_prompt(self) -> None:
         if self.held and not self._is_stored:
-            self.held.store_prompt(self.prompt, self.settings)
+            self.held.begin(self.prompt, self.settings, self.images)
             self._is_stored = True
 
-    def _store_answer(self, final: dict[str, Any], plan: Plan) -> None:
+    def _store_answer(self, final: dict[str, Any], plan: Plan, is_whole: bool = True) -> None:
         if self.held:
-            changed = self._changed_settings(self.held.settings)
+            changed = self._changed_settings(self.held.settings) if is_whole else []
             answer = self._answer(final, final.get("done_reason"), plan.record())
-            self.held.store_answer([*changed, answer])
+            self.held.add([*changed, answer])
             self._is_answered = True
 
     def _keep_rest(self, done_reason: str) -> None:
         """Keep the prompt, and what came of an answer that broke off."""
+        if self.is_retry and not self._is_stored:
+            return  # the session has the prompt already, and its answer still counts
         self._store_prompt()
         if self.held and (self.said or self.thought) and not self._is_answered:
             # With the place that its window moved to: the server keeps what it worked out for that.
-            self.held.store_answer([self._answer({}, done_reason, self.plan.record() if self.plan else None)])
+            self.held.add([self._answer({}, done_reason, self.plan.record() if self.plan else None)])
 
     def _fail(self, error: ModelError) -> None:
         """Leave behind what a failed turn leaves."""
@@ -222,6 +307,8 @@ class _Turn:
         }
         if self.thought:
             shown["thinking"] = "".join(self.thought)
+        if self.parsed:
+            shown["parsed"] = self.parsed[0]
         shown |= {key: value for key, value in final.items() if key not in shown and key not in _OURS}
         if self.held:
             shown["session_id"] = self.held.session_id

@@ -17,7 +17,7 @@ as something is left out; a changed limit chooses anew.
 
 from __future__ import annotations
 
-from ollama_prompt.records import undone_ids
+from ollama_prompt.records import images_of, undone_ids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ LADDER = tuple(8192 * 2**step for step in range(12))
 CHARS_PER_TOKEN = 4.0
 MESSAGE_OVERHEAD = 6
 """Tokens that a chat template puts around a message; smollm2 takes 5, others up to 8."""
+IMAGE_TOKENS = 1000
+"""Tokens of a picture that was never counted: models take from 256 (gemma3) to a few thousand."""
 PREAMBLE = 100
 """Tokens that a template may put before the first message; they say nothing of what text takes."""
 LOOK = 2
@@ -162,7 +164,12 @@ def estimate(text: str) -> float:
 
 def estimate_messages(messages: Iterable[Record]) -> float:
     """About how many tokens these messages take in a prompt."""
-    return sum(estimate(message["content"]) + MESSAGE_OVERHEAD for message in messages)
+    return sum(_estimate_message(message) for message in messages)
+
+
+def _estimate_message(message: Record) -> float:
+    images = IMAGE_TOKENS * len(images_of(message)) if "images" in message else 0
+    return estimate(message["content"]) + images + MESSAGE_OVERHEAD
 
 
 def reply_room(limit: int, max_tokens: object) -> int:

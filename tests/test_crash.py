@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -276,7 +277,8 @@ sys.last = Last()
 def now(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let signals come now, to a process that had none; where it would end, SystemExit is raised."""
     monkeypatch.setattr(os, "_exit", sys.exit)
-    for name, value in (("reaction", interrupts.END), ("received", 0), ("pending", None)):
+    state = {"reaction": interrupts.END, "received": 0, "pending": None, "thread": threading.get_ident()}
+    for name, value in state.items():
         monkeypatch.setattr(interrupts._State, name, value)
 
     def now(*numbers: signal.Signals) -> None:

@@ -62,7 +62,7 @@ def rows_below(page: str, heading: str) -> list[list[str]]:
 
 def named(cell: str) -> list[str]:
     """What a cell has between backticks."""
-    return re.findall(r"`([^`]+)`", cell)
+    return re.findall(r"`([^`]+)`", cell.replace("\\|", "|"))
 
 
 # -- flags -------------------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ def indexer(home: Path, notes: list[str]) -> Indexer:
 def path(indexer: Indexer, home: Path) -> Path:
     """A session of one turn."""
     with indexer.new() as held:
-        held.store_prompt(prompt("One"), SETTINGS)
-        held.store_answer([answer("Two")])
+        held.begin(prompt("One"), SETTINGS)
+        held.add([answer("Two")])
     return stores.the_file(home)
 
 
@@ -63,7 +63,7 @@ def answer(text: str) -> records.Record:
 def turn(indexer: Indexer, path: Path) -> Iterator[HeldSession]:
     """A second turn whose prompt is stored."""
     with indexer.open(path.stem, 0) as held:
-        held.store_prompt(prompt("Three"), SETTINGS)
+        held.begin(prompt("Three"), SETTINGS)
         yield held
 
 
@@ -91,23 +91,23 @@ def assert_index_agrees(indexer: Indexer, tmp_path: Path) -> None:
 def test_the_prompt_is_on_disk_before_the_answer(indexer: Indexer, home: Path) -> None:
     with indexer.new() as held:
         assert not home.exists()
-        held.store_prompt(prompt("One"), SETTINGS)
+        held.begin(prompt("One"), SETTINGS)
         assert said(stores.the_file(home)) == ["One"]
-        held.store_answer([answer("Two")])
+        held.add([answer("Two")])
         assert said(stores.the_file(home)) == ["One", "Two"]
 
 
 def test_what_was_stored_before_is_never_touched(indexer: Indexer, path: Path) -> None:
     before = path.read_bytes()
     with turn(indexer, path) as held:
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert path.read_bytes().startswith(before)
     assert said(path) == ["One", "Two", "Three", "Four"]
 
 
 def test_the_index_goes_on_with_the_turn(indexer: Indexer, path: Path) -> None:
     with turn(indexer, path) as held:
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     (row,) = indexer.catalogue.index.find(path.stem)
     assert row.stamp == session_file.stamp_at(str(path))
     assert row.saved["message_count"] == 4
@@ -121,7 +121,7 @@ def test_folders_are_as_durable_as_the_file_in_them(
     real = session_file.sync_folder
     monkeypatch.setattr(session_file, "sync_folder", lambda folder: synced.append(folder) or real(folder))  # type: ignore[func-returns-value]
     with indexer.new() as held:
-        held.store_prompt(prompt("One"), SETTINGS)
+        held.begin(prompt("One"), SETTINGS)
     month = str(stores.the_file(home).parent)
     assert {str(home), str(home / "sessions"), month} <= set(synced)
 
@@ -133,7 +133,7 @@ def test_a_purge_that_takes_the_new_lock_for_a_dead_one_is_waited_for(
     with indexer.new() as held, ExitStack() as stack:
         stack.enter_context(locks.hold(indexer.layout.lock(held.session_id), 0))
         monkeypatch.setattr(time, "sleep", lambda _: stack.close())
-        held.store_prompt(prompt("One"), SETTINGS)
+        held.begin(prompt("One"), SETTINGS)
     assert said(stores.the_file(home)) == ["One"]
 
 
@@ -145,7 +145,7 @@ def test_replaced_by_a_file_without_the_prompt(indexer: Indexer, path: Path, tmp
     before = path.read_bytes()
     with turn(indexer, path) as held:
         replace(path, before + FOREIGN * kept)
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert said(path) == ["One", "Two", *["by hand"] * kept, "Three", "Four"]
     assert_index_agrees(indexer, tmp_path)
 
@@ -153,7 +153,7 @@ def test_replaced_by_a_file_without_the_prompt(indexer: Indexer, path: Path, tmp
 def test_replaced_by_a_file_with_the_prompt(indexer: Indexer, path: Path, tmp_path: Path) -> None:
     with turn(indexer, path) as held:
         replace(path, path.read_bytes() + FOREIGN)
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert said(path) == ["One", "Two", "Three", "by hand", "Four"]
     assert path.read_bytes().count(b"Three") == 1
     assert_index_agrees(indexer, tmp_path)
@@ -162,7 +162,7 @@ def test_replaced_by_a_file_with_the_prompt(indexer: Indexer, path: Path, tmp_pa
 def test_replaced_by_a_file_with_half_of_the_prompt(indexer: Indexer, path: Path) -> None:
     with turn(indexer, path) as held:
         replace(path, path.read_bytes()[:-5])
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert said(path) == ["One", "Two", "Three", "Four"]
 
 
@@ -171,7 +171,7 @@ def test_made_anew_with_the_same_inode_and_size(indexer: Indexer, path: Path) ->
         data = path.read_bytes().replace(b"Three", b"Other").replace(said_id(path, "Three"), stores.new_id(7).encode())
         path.unlink()
         path.write_bytes(data)  # ext4 gives the freed inode number out again
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert said(path) == ["One", "Two", "Other", "Three", "Four"]
 
 
@@ -183,7 +183,7 @@ def said_id(path: Path, text: str) -> bytes:
 def test_edited_in_place_meanwhile(indexer: Indexer, path: Path, tmp_path: Path) -> None:
     with turn(indexer, path) as held:
         path.write_bytes(path.read_bytes().replace(b"Two", b"2nd"))
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert said(path) == ["One", "2nd", "Three", "Four"]
     assert_index_agrees(indexer, tmp_path)
 
@@ -193,7 +193,7 @@ def test_moved_meanwhile(indexer: Indexer, path: Path, home: Path, tmp_path: Pat
     with turn(indexer, path) as held:
         moved.parent.mkdir(parents=True)
         path.rename(moved)
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert not path.exists()
     assert said(moved) == ["One", "Two", "Three", "Four"]
     assert_index_agrees(indexer, tmp_path)
@@ -202,7 +202,7 @@ def test_moved_meanwhile(indexer: Indexer, path: Path, home: Path, tmp_path: Pat
 def test_removed_meanwhile(indexer: Indexer, path: Path, notes: list[str], tmp_path: Path) -> None:
     with turn(indexer, path) as held:
         path.unlink()
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert stores.records(path)[0]["model"] == "smollm2"
     assert said(path) == ["Three", "Four"]
     assert "written anew" in notes[-1]
@@ -213,7 +213,7 @@ def test_removed_with_its_folder_meanwhile(indexer: Indexer, path: Path) -> None
     with turn(indexer, path) as held:
         path.unlink()
         path.parent.rmdir()
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert said(path) == ["Three", "Four"]
 
 
@@ -228,7 +228,7 @@ def test_given_back_while_it_is_written_anew(indexer: Indexer, path: Path, monke
     with turn(indexer, path) as held:
         path.unlink()
         monkeypatch.setattr(os, "link", link)
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert said(path) == ["One", "Two", "Three", "Four"]
 
 
@@ -271,7 +271,7 @@ def test_replaced_under_the_append(
     before = path.read_bytes()
     with turn(indexer, path) as held:
         step(monkeypatch, lambda: replace(path, before))
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert said(path) == ["One", "Two", "Three", "Four"]
     assert_index_agrees(indexer, tmp_path)
 
@@ -282,7 +282,7 @@ def test_replaced_under_the_prompt(indexer: Indexer, path: Path, monkeypatch: py
     step(monkeypatch, lambda: replace(path, before + FOREIGN))
     with turn(indexer, path) as held:
         assert said(path) == ["One", "Two", "by hand", "Three"]
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert said(path) == ["One", "Two", "by hand", "Three", "Four"]
 
 
@@ -290,7 +290,7 @@ def test_replaced_under_the_prompt(indexer: Indexer, path: Path, monkeypatch: py
 def test_removed_under_the_append(indexer: Indexer, path: Path, monkeypatch: pytest.MonkeyPatch, step: Any) -> None:
     with turn(indexer, path) as held:
         step(monkeypatch, path.unlink)
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert said(path) == ["Three", "Four"]
 
 
@@ -300,7 +300,7 @@ def test_added_to_under_the_append(
 ) -> None:
     with turn(indexer, path) as held:
         step(monkeypatch, lambda: add(path, FOREIGN))
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert sorted(said(path)) == ["Four", "One", "Three", "Two", "by hand"]
     # A row that claims to know the foreign line would hide it for good.
     monkeypatch.setattr(index, "is_young", lambda *_: False)
@@ -312,7 +312,7 @@ def test_replaced_again_and_again(indexer: Indexer, path: Path, monkeypatch: pyt
     with turn(indexer, path) as held:
         at_fsync(monkeypatch, lambda: replace(path, before), times=1000)
         with pytest.raises(StoreWriteFailed, match="again and again") as raised:
-            held.store_answer([answer("Four")])
+            held.add([answer("Four")])
     assert raised.value.session_id == path.stem
 
 
@@ -321,7 +321,7 @@ def test_replaced_again_and_again(indexer: Indexer, path: Path, monkeypatch: pyt
 
 def test_a_refused_new_session_leaves_nothing(indexer: Indexer, home: Path) -> None:
     with indexer.new() as held:
-        held.store_prompt(prompt("One"), SETTINGS)
+        held.begin(prompt("One"), SETTINGS)
         held.take_back()
     assert stores.files(home) == []
     assert os.listdir(home / "locks") == []
@@ -345,7 +345,7 @@ def test_a_refused_prompt_takes_nothing_of_others_along(
     with indexer.open(path.stem, 0) as held:
         if when == "before":
             add(path, FOREIGN)
-        held.store_prompt(prompt("Three"), SETTINGS)
+        held.begin(prompt("Three"), SETTINGS)
         if when == "behind":
             add(path, FOREIGN)
         held.take_back()
@@ -380,7 +380,7 @@ def test_a_refused_prompt_of_a_removed_session_leaves_nothing(indexer: Indexer, 
     with indexer.open(path.stem, 0) as held:
         if when == "before":
             path.unlink()
-        held.store_prompt(prompt("Three"), SETTINGS)
+        held.begin(prompt("Three"), SETTINGS)
         if when == "behind":
             path.unlink()
         held.take_back()
@@ -408,7 +408,7 @@ def test_a_torn_tail_hides_no_history(indexer: Indexer, path: Path) -> None:
     add(path, b"torn")
     with turn(indexer, path) as held:
         assert seen(held) == ["One", "Two"]
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     assert said(path) == ["One", "Two", "Three", "Four"]
 
 
@@ -420,7 +420,7 @@ def test_a_clock_that_went_back_hides_no_history(
     monkeypatch.setattr(clock, "_last_tick", 0)  # another process
     with turn(indexer, path) as held:
         assert seen(held) == ["One", "Two"]
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     with indexer.open(path.stem, 0) as held:
         assert seen(held) == ["One", "Two", "Three", "Four"]
     assert_index_agrees(indexer, tmp_path)
@@ -459,7 +459,7 @@ def test_a_full_disk_at_the_answer_keeps_the_prompt(
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", full)
             with pytest.raises(StoreWriteFailed) as raised:
-                held.store_answer([answer("Four")])
+                held.add([answer("Four")])
     assert "make room" in str(raised.value.hint)
     assert raised.value.session_id == path.stem
     assert path.read_bytes() == before
@@ -479,7 +479,7 @@ def test_a_full_disk_at_the_first_prompt_leaves_nothing(
         patch.setattr(os, call, full)
         patch.setattr(os, "rename", full)
         with pytest.raises(StoreWriteFailed):
-            held.store_prompt(prompt("One"), SETTINGS)
+            held.begin(prompt("One"), SETTINGS)
     assert stores.files(home) == []
     assert not list(home.glob("sessions/*/*")) + list(home.glob("sessions/*/.*"))
     assert os.listdir(home / "locks") == []
@@ -509,9 +509,9 @@ def test_an_unusable_index_is_no_failure(
     other = ruin(home, way) if step == 0 else None
     with indexer.open(path.stem, 0) as held:
         other = ruin(home, way) if step == 1 else other
-        held.store_prompt(prompt("Three"), SETTINGS)
+        held.begin(prompt("Three"), SETTINGS)
         other = ruin(home, way) if step == 2 else other
-        held.store_answer([answer("Four")])
+        held.add([answer("Four")])
     if other:
         other.close()
     assert said(path) == ["One", "Two", "Three", "Four"]

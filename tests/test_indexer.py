@@ -343,17 +343,17 @@ class Anything(RuleBasedStateMachine):
         with self.indexer.open(path.stem, 0) as held:
             if not any("deep" in copy.parts for copy in copies):  # has a test of its own
                 assert count(Path(str(held.path))) == max(map(count, copies))
-            held.store_prompt(records.message("user", "Question"), SETTINGS)
+            held.begin(records.message("user", "Question"), SETTINGS)
             if ends == "refused":
                 held.take_back()
             elif ends == "answered":
-                held.store_answer([records.message("assistant", "Answer", tokens=3)])
+                held.add([records.message("assistant", "Answer", tokens=3)])
 
     @rule()
     def new_session(self) -> None:
         with self.indexer.new() as held:
-            held.store_prompt(records.message("user", "Question"), SETTINGS)
-            held.store_answer([records.message("assistant", "Answer")])
+            held.begin(records.message("user", "Question"), SETTINGS)
+            held.add([records.message("assistant", "Answer")])
 
     @rule(pick=picks)
     def delete(self, pick: int) -> None:
@@ -441,8 +441,8 @@ def ids(*paths: Path) -> list[str]:
 def ask(indexer: Indexer, session_id: str) -> None:
     """A whole turn."""
     with indexer.open(session_id, 0) as held:
-        held.store_prompt(records.message("user", "Question"), SETTINGS)
-        held.store_answer([records.message("assistant", "Answer", tokens=3)])
+        held.begin(records.message("user", "Question"), SETTINGS)
+        held.add([records.message("assistant", "Answer", tokens=3)])
 
 
 def lock_of(home: Path, path: Path) -> Path:

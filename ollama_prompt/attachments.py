@@ -1,0 +1,78 @@
+"""Pictures of conversations, each once in the store: attachments/<sha256>.
+
+A message names its pictures by the SHA-256 of their bytes, so the same picture in ten sessions is one file, and
+a session stays readable text. Invariants: a file is whole before it has its name; its name tells its content,
+which is checked when it is read; it is there before a record names it. One lock guards all of them, so that none
+is removed as unused between a turn's look at it and the record that names it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+
+from ollama_prompt.layout import cannot_write
+from ollama_prompt.records import is_sha256
+from ollama_prompt.session_file import create, opened, remove, sync_folder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
+
+    from ollama_prompt.layout import Layout
+
+
+class Attachments:
+    """The pictures of one store; `lock` is taken while some are added or removed."""
+
+    def __init__(self, layout: Layout, lock: Callable[[], AbstractContextManager[None]]) -> None:
+        self._layout = layout
+        self.lock = lock
+
+    @contextmanager
+    def keeping(self, images: dict[str, bytes]) -> Iterator[None]:
+        """Keep these pictures, by their SHA-256; inside, they are named. Raises `StoreWriteFailed`."""
+        if not images:
+            yield
+            return
+        with self.lock():
+            try:
+                self._make_folder()
+                for name, data in images.items():
+                    self._keep(self._layout.attachment(name), data)
+            except OSError as error:
+                raise cannot_write(error) from error
+            yield
+
+    def _make_folder(self) -> None:
+        if not os.path.isdir(self._layout.attachments):
+            self._layout.make(self._layout.attachments)
+            sync_folder(self._layout.home)
+
+    def _keep(self, path: str, data: bytes) -> None:
+        if _content(path) != data:
+            with suppress(FileNotFoundError):  # what has this name has other bytes: damaged
+                os.unlink(path)
+            create(path, data)
+
+    def read(self, name: str) -> bytes | None:
+        """The picture with this SHA-256; None if it is missing or damaged."""
+        from hashlib import sha256
+
+        data = _content(self._layout.attachment(name)) if is_sha256(name) else None
+        return data if data is not None and sha256(data).hexdigest() == name else None
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Remove pictures that nothing names any more; what cannot be removed stays."""
+        for name in names:
+            with suppress(OSError):
+                remove(self._layout.attachment(name))
+
+
+def _content(path: str) -> bytes | None:
+    try:
+        with opened(path) as file:
+            return file.read()
+    except OSError:
+        return None

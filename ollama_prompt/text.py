@@ -1,0 +1,54 @@
+"""Bytes, arguments and values of JSON → what can be stored and sent, at the border where it comes in.
+
+No JSON writer takes the lone surrogates that an operating system uses for bytes it cannot decode.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+LARGEST_INTEGER = 2**63 - 1
+DEEPEST = 100
+
+
+def decode(data: bytes) -> str:
+    """Text from a pipe or a file: UTF-8, or UTF-16 with a mark, which PowerShell's > writes."""
+    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if data.startswith(mark):
+            return data.decode(encoding, "replace")
+    return data.decode("utf-8", "replace")
+
+
+def valid_text(text: str) -> str:
+    """An argument as valid Unicode: undecodable bytes and lone surrogates become U+FFFD.
+
+    The operating system hands undecodable bytes over as lone surrogates, which no JSON writer takes.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        escapes_only = "".join("\ufffd" if _is_lone(char) else char for char in text)
+        return escapes_only.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text
+
+
+def _is_lone(char: str) -> bool:
+    """Whether this is half of a surrogate pair that does not stand for an undecodable byte."""
+    return "\ud800" <= char <= "\udfff" and not "\udc80" <= char <= "\udcff"
+
+
+def sendable(value: Any, depth: int = 0) -> Any:
+    """A value of JSON as it can be stored and sent: valid text, numbers of 64 bits, not nested too deep."""
+    if depth > DEEPEST:
+        raise ValueError("is nested too deep")
+    if isinstance(value, str):
+        return valid_text(value)
+    if isinstance(value, (int, float)) and not abs(value) <= LARGEST_INTEGER:
+        raise ValueError("has a number that is too large")
+    if isinstance(value, list):
+        return [sendable(item, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {valid_text(key): sendable(item, depth + 1) for key, item in value.items()}
+    return value
