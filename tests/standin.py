@@ -437,6 +437,15 @@ def check_options(options: Json) -> None:
             raise Refusal(500, f'option "{name}" must be of type {go_type}')
 
 
+def shaped(wanted: Any) -> str:
+    """An answer in JSON: the simplest one that has the properties of the schema."""
+    simple = {"string": "text", "number": 1.5, "integer": 1, "boolean": True, "array": [], "object": {}}
+    properties = wanted.get("properties") if isinstance(wanted, dict) else None
+    if not isinstance(properties, dict):
+        return '{"ok": true}'
+    return json.dumps({name: simple.get((kind or {}).get("type")) for name, kind in properties.items()})
+
+
 def check_format(value: object) -> None:
     """`format` is "json" or a schema."""
     if value in (None, "", "json") or isinstance(value, dict):
@@ -602,7 +611,7 @@ class Ollama:
             self.refuse_overflow(count_messages(messages), window)
         seen = fit(messages, window)
         prompt = seen[-1].get("content") or ""
-        text = '{"ok": true}' if body.get("format") else f"Answer to: {prompt[:60]} (messages: {len(seen)})"
+        text = shaped(body["format"]) if body.get("format") else f"Answer to: {prompt[:60]} (messages: {len(seen)})"
         chat = Chat(name, text=self.state.next_answer(text), prompt_tokens=self.evaluated(seen, window))
         chat.limit((body.get("options") or {}).get("num_predict"))
         chat.logprobs = bool(body.get("logprobs"))

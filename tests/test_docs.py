@@ -32,7 +32,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FLAG = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
 OTHER_PROGRAMS = re.compile(
-    r"^\s*(git|pip|tar|grep|jq|cd|python3) .*$|jq -r|xargs .*$|-(Recurse|Filter|List)\b", re.MULTILINE
+    r"^\s*(git|pip|tar|grep|jq|cd|python3) .*$|jq -r|xargs .*$|--(quote|keep-order)|-(Recurse|Filter|List)\b",
+    re.MULTILINE,
 )
 
 
@@ -247,7 +248,7 @@ def follow(page: str, shell: dict[str, str], tmp_path: Path) -> str:
     """Run every bash block of a page, one after the other in one shell; what was printed."""
     script = "set -euo pipefail\n" + "\n".join(blocks(page, "sh"))
     work = tmp_path / "work"
-    work.mkdir()
+    work.mkdir(exist_ok=True)
     done = subprocess.run(["bash", "-c", script], env=shell, cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done
     assert done.stderr == "", done
@@ -282,14 +283,78 @@ def test_the_recipes_for_sessions_run(shell: dict[str, str], tmp_path: Path, oll
     assert not [path for path in kept if path.startswith(("sessions.db", "locks/"))]
 
 
+@pytest.fixture
+def project(shell: dict[str, str], tmp_path: Path) -> Path:
+    """What the recipes for scripts work on: a repository with a change, and 50 invoices."""
+    work = tmp_path / "work"
+    (work / "src").mkdir(parents=True)
+    (work / "src" / "main.py").write_text("print('Hello')  # TODO: greet by name\n", encoding="utf-8")
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "Begin"]):
+        subprocess.run(["git", *command], cwd=work, env=shell, check=True)
+    (work / "src" / "main.py").write_text("print('Hello, you')  # TODO: greet by name\n", encoding="utf-8")
+    (work / "invoices").mkdir()
+    for number in range(50):
+        (work / "invoices" / f"No {number}.txt").write_text(f"Customer {number} pays {number}.\n", encoding="utf-8")
+    return work
+
+
+@needs_tools
+@pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed")
+def test_the_recipes_for_scripts_run(
+    shell: dict[str, str], project: Path, tmp_path: Path, ollama: StandIn
+) -> None:
+    printed = follow("docs/scripting.md", shell, tmp_path)
+    prompts = (project / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    asked = [chat["messages"][-1]["content"] for chat in ollama.chats()]
+    assert [asked.count(prompt) for prompt in prompts[1:]] == [4] * len(prompts[1:]), "in each of the four ways"
+    in_one_session = [len(chat["messages"]) for chat in ollama.chats() if chat["messages"][-1]["content"] == prompts[2]]
+    assert sorted(in_one_session) == [1, 1, 1, 7]
+    assert len(list((project / "answers").iterdir())) == len(prompts)
+    ordered = [line for line in printed.splitlines() if line.startswith("Answer to: ")]
+    assert [f"Answer to: {prompt} (messages: 1)" for prompt in prompts] in windows(ordered, len(prompts))
+    table = (project / "invoices.csv").read_text(encoding="utf-8").splitlines()
+    assert len(table) == 50
+    assert '"invoices/No 7.txt.json","text",1.5' in table
+    assert len([text for text in asked if text.startswith("Extract: Customer ")]) == 50
+    review = next(text for text in asked if text.startswith("Review this change."))
+    assert "+print('Hello, you')" in review
+    assert any("main.py" in text for text in asked if text.startswith("Here is the tree"))
+    assert any("main.py:1: print('Hello, you')" in text for text in asked if text.startswith("Here are the open points"))
+    assert "\nmodel_not_found: " in printed
+
+
+def windows(lines: list[str], size: int) -> list[list[str]]:
+    """Every run of so many lines."""
+    return [lines[start : start + size] for start in range(len(lines) - size + 1)]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_python_programs_run(number: int, shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    program = blocks("docs/embedding.md", "python")[number]
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=shell, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert done.stdout
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
+def test_the_javascript_program_runs(shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    command = ["node", "-e", blocks("docs/embedding.md", "javascript")[0]]
+    done = subprocess.run(command, env=shell, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert done.stdout == "Answer to: Which is the longest? (messages: 3)\n"
+
+
 def test_each_step_is_there_for_powershell_too() -> None:
     steps = re.split(r"^## ", text_of("docs/quickstart.md"), flags=re.MULTILINE)[1:]
     assert [step.splitlines()[0] for step in steps if "```sh" in step and "```powershell" not in step] == []
 
 
 @pytest.mark.skipif(shutil.which("pwsh") is None, reason="PowerShell is not installed")
-def test_the_quickstart_runs_in_powershell(shell: dict[str, str], tmp_path: Path) -> None:
-    script = "$ErrorActionPreference = 'Stop'\n" + "\n".join(blocks("docs/quickstart.md", "powershell"))
+@pytest.mark.parametrize("page", ["docs/quickstart.md", "docs/scripting.md"])
+def test_the_recipes_run_in_powershell(page: str, shell: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("Name a tree.\nName a fish.\n", encoding="utf-8")
+    script = "$ErrorActionPreference = 'Stop'\n" + "\n".join(blocks(page, "powershell"))
     command = ["pwsh", "-NoProfile", "-Command", script]
     done = subprocess.run(command, env=shell, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done

@@ -1,0 +1,274 @@
+"""The Python functions: the same store, the same wire and the same errors as the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import stores
+
+import ollama_prompt
+from ollama_prompt import OllamaPromptError, Settings, ask, continue_session, flags, list_sessions, load_session
+from ollama_prompt.errors import ModelUnsupported, ReferenceFailed, SessionNotFound, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Run
+    from standin import StandIn
+
+
+@pytest.fixture(autouse=True)
+def _here(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """This process as the command would be started."""
+    for name in [name for name in os.environ if name.startswith("OLLAMA")]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "OLLAMA_HOST", "OLLAMA_PROMPT_HOME", "OLLAMA_PROMPT_NO_SERVE", "OLLAMA_PROMPT_MODEL"):
+        monkeypatch.setenv(name, environment[name])
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_conversation(ollama: StandIn, home: Path) -> None:
+    first = ask("Hello")
+    assert str(first) == first.text == "Answer to: Hello (messages: 1)"
+    second = continue_session(first.session_id, "And then?")
+    assert [message["content"] for message in ollama.chats()[-1]["messages"]] == ["Hello", first.text, "And then?"]
+    assert second.session_id == first.session_id
+    assert second.window["messages_sent"] == 3
+    assert [role for role, _ in stores.said(stores.the_file(home))] == ["user", "assistant"] * 2
+
+
+def test_none_continues_the_session_used_last(ollama: StandIn) -> None:
+    one, other = ask("One"), ask("Other")
+    continue_session(one.session_id, "again")
+    assert continue_session(None, "more").session_id == one.session_id != other.session_id
+
+
+def test_the_same_is_stored_sent_and_printed_as_by_the_command(run: Run, ollama: StandIn, home: Path) -> None:
+    given = ("--temperature", "0.5", "--system", "Be brief", "--title", "T", "--option", "seed=7", "--num-ctx", "4096")
+    printed = stores.succeed(run("-p", "Hello", *given)).json
+    answer = ask("Hello", temperature=0.5, system="Be brief", title="T", options={"seed": 7}, num_ctx=4096)
+    chats = ollama.chats()
+    assert chats[0] == chats[1]
+    assert list(printed) == list(answer.turn)
+    kept = [stores.records(path) for path in stores.files(home)]
+    by_command, by_function = ([list(record) for record in records] for records in kept)
+    assert by_command == by_function
+
+
+def test_nothing_is_kept_if_it_is_not_to_be(home: Path) -> None:
+    assert ask("Hello", keep=False).session_id is None
+    assert not home.exists()
+
+
+def test_an_answer_piece_by_piece(ollama: StandIn) -> None:
+    pieces: list[str] = []
+    answer = ask("Hello", on_token=pieces.append)
+    assert len(pieces) > 3
+    assert "".join(pieces) == answer.text
+
+
+def test_structured_output_and_thinking(ollama: StandIn) -> None:
+    ollama.set(thinking="Hmm.")
+    answer = ask("Hello", format={"type": "object"}, think="low", model="thinker")
+    assert (answer.parsed, answer.thinking) == ({"ok": True}, "Hmm.")
+    assert (ollama.chats()[-1]["format"], ollama.chats()[-1]["think"]) == ({"type": "object"}, "low")
+    assert ask("Hello", format="json", think=True, model="thinker").parsed == {"ok": True}
+    assert ask("Hello", think=False, model="thinker").parsed is None
+
+
+def test_images(ollama: StandIn, tmp_path: Path) -> None:
+    picture = tmp_path / "picture"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n")
+    ask("What is it?", images=[picture], model="viewer")
+    assert ollama.chats()[-1]["messages"][0]["images"] == ["iVBORw0KGgo="]
+
+
+def test_references_only_where_they_may_lead(ollama: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("its text", encoding="utf-8")
+    ask("See @./file")
+    ask("See @./file", repo_root=tmp_path)
+    assert [chat["messages"][0]["content"] for chat in ollama.chats()] == ["See @./file", "See its text"]
+    with pytest.raises(ReferenceFailed):
+        ask("See @./missing", repo_root=tmp_path)
+
+
+def test_listing_and_loading(ollama: StandIn) -> None:
+    answer = ask("Hello\nthere")
+    (session,) = list_sessions()
+    assert (session.title, session.model, session.message_count) == ("Hello", "smollm2", 2)
+    assert session.last_used is not None
+    assert abs(session.last_used - datetime.now(timezone.utc)).total_seconds() < 60
+    loaded = load_session(str(answer.session_id))
+    assert [(message.role, message.content) for message in loaded.messages] == [
+        ("user", "Hello\nthere"), ("assistant", answer.text),
+    ]  # fmt: skip
+    assert (loaded.system, loaded.options, loaded.max_context_tokens) == (None, {}, 64000)
+    assert list_sessions(limit=0) == []
+    assert os.path.isfile(loaded.path)
+
+
+def test_what_was_taken_back_is_marked(run: Run) -> None:
+    session_id = str(ask("Hello").session_id)
+    stores.succeed(run("--undo", session_id))
+    assert [message.undone for message in load_session(session_id).messages] == [True, True]
+
+
+WRONG: list[tuple[dict[str, Any], type[Exception]]] = [
+    ({"temperature": "hot"}, UsageError),
+    ({"temperature": -1}, UsageError),
+    ({"think": "a lot"}, UsageError),
+    ({"format": {"type": "strin"}}, UsageError),
+    ({"format": "no-such-file"}, UsageError),
+    ({"images": ["no-such-file"]}, UsageError),
+    ({"model": ""}, UsageError),
+    ({"timeout": 0}, UsageError),
+    ({"options": {"seed": "x"}}, UsageError),
+    ({"temprature": 1}, TypeError),
+]
+
+
+@pytest.mark.parametrize(("wrong", "expected"), WRONG, ids=str)
+def test_wrong_values_are_found_before_anything_happens(
+    wrong: dict[str, Any], expected: type[Exception], ollama: StandIn, home: Path
+) -> None:
+    with pytest.raises(expected):
+        ask("Hello", **wrong)
+    assert ollama.requests() == []
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", "-", "--help", "@./file", "\ud800"])
+def test_any_text_is_a_prompt_but_none(prompt: str, ollama: StandIn) -> None:
+    if prompt.strip():
+        ask(prompt)
+        assert ollama.chats()[-1]["messages"][0]["content"] == prompt.replace("\ud800", "\ufffd")
+    else:
+        with pytest.raises(UsageError):
+            ask(prompt)
+
+
+def test_errors_are_those_of_the_command(ollama: StandIn) -> None:
+    with pytest.raises(OllamaPromptError) as caught:
+        ask("Hello", model="no-such-model")
+    assert (caught.value.code, caught.value.hint) == ("model_not_found", "ollama pull no-such-model")
+    with pytest.raises(ModelUnsupported):
+        ask("Hello", think=True)
+    with pytest.raises(SessionNotFound):
+        continue_session("01a20f1e-8d9d-7a55-8d14-f535b9dcc31c", "Hello")
+    with pytest.raises(UsageError):
+        load_session("../../etc/passwd")
+
+
+def test_remarks_are_warnings(ollama: StandIn) -> None:
+    with pytest.warns(UserWarning, match="not what the schema asks for"):
+        ask("Hello", format={"type": "object", "required": ["missing"]})
+
+
+def test_threads_on_one_session(ollama: StandIn) -> None:
+    session_id = str(ask("Hello").session_id)
+    threads = [threading.Thread(target=_quietly, args=(session_id, f"Thread {number}")) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    contents = [message.content for message in load_session(session_id).messages]
+    assert len(contents) == 18
+    assert [content for content in contents if "(messages: 17)" in content], "each saw those before it"
+
+
+def _quietly(session_id: str, prompt: str) -> None:
+    """Python 3.10 to 3.13 have one filter of warnings for all threads: the remark that it waits is an error here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ollama_prompt.api._warn", lambda _: None)
+        continue_session(session_id, prompt)
+
+
+INTERRUPTED = """
+from ollama_prompt import ask
+try:
+    ask("Hello", on_token=lambda text: print(text, flush=True))
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+input()
+"""
+
+
+def test_ctrl_c_stores_what_came_and_leaves_the_program_alive(
+    environment: dict[str, str], ollama: StandIn, home: Path
+) -> None:
+    ollama.set(delay=0.05)
+    command = [sys.executable, "-c", INTERRUPTED]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        assert process.stdout
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        printed = first + "".join(iter(process.stdout.readline, "interrupted\n"))
+        process.send_signal(signal.SIGINT)  # Python's own handler is back
+        _, said = process.communicate("\n", timeout=30)
+    assert "KeyboardInterrupt" in said
+    assert process.returncode in {130, -signal.SIGINT}
+    answer = stores.records(stores.the_file(home))[-1]
+    assert answer["done_reason"] == "interrupted"
+    assert answer["content"].startswith(printed.replace("\n", "")[:6])
+
+
+def test_signals_are_the_program_s_own_outside_of_a_call() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    ask("Hello")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_handler_of_the_program_s_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        ask("Hello")
+        signal.raise_signal(signal.SIGINT)
+        assert caught == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_every_setting_is_a_flag() -> None:
+    names = {action.dest for action in flags.make_parser()._actions}
+    other = {"options": "option", "images": "image"}
+    assert {other.get(name, name) for name in Settings.__annotations__} <= names
+
+
+def test_importing_the_package_imports_nothing(environment: dict[str, str]) -> None:
+    mine = "{'ollama_prompt', '__future__'}"
+    code = f"import sys; before = set(sys.modules); import ollama_prompt; print([*set(sys.modules) - before - {mine}])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_everything_that_is_promised_is_there() -> None:
+    assert all(hasattr(ollama_prompt, name) for name in ollama_prompt.__all__)
+    assert set(ollama_prompt.__all__) <= set(dir(ollama_prompt))
+    with pytest.raises(AttributeError):
+        _ = ollama_prompt.no_such_name
+
+
+def test_https_still_works_in_a_program_that_asked(environment: dict[str, str]) -> None:
+    """The command leaves TLS out while it imports its client; a program would miss it later."""
+    code = "from ollama_prompt import ask; ask('Hello'); import httpx; httpx.create_ssl_context(); print('fine')"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_a_notebook_shows_markdown() -> None:
+    assert ask("Hello")._repr_markdown_() == "Answer to: Hello (messages: 1)"
+
+
+def test_the_turn_is_what_the_command_would_print(run: Run) -> None:
+    turn = ask("Hello").turn
+    assert json.loads(json.dumps(turn)) == turn
