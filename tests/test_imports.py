@@ -34,6 +34,9 @@ LAYERS = (
     "attachments",
     "locks index session_file",
     "summary window foreign",
+    "foreign_1x foreign_llm",
+    "foreign_json foreign_database",
+    "drafts foreign_values",
     "records layout",
     "ollama embedded",
     "references structured images",
@@ -54,15 +57,22 @@ UNDER_COVER = {
     "catalogue": {"indexer"},
     "held_session": {"indexer"},
     "records": {
-        "turn", "plan", "window", "indexer", "held_session", "session_file", "summary", "attachments", "foreign",
+        "turn", "plan", "window", "indexer", "held_session", "session_file", "summary", "attachments", "drafts",
+        "foreign_values",
     },
     "attachments": {"indexer"},
     "foreign": {"indexer", "commands"},
+    "foreign_1x": {"foreign"},
+    "foreign_llm": {"foreign"},
+    "foreign_json": {"foreign", "foreign_1x"},
+    "foreign_database": {"foreign"},
+    "foreign_values": {"foreign_1x", "foreign_llm", "foreign_json", "foreign_database"},
+    "drafts": {"foreign_llm", "foreign_json"},
     "references": {"config"},
     "directories": {"references"},
     "gitignore": {"references"},
     "structured": {"config", "turn"},
-    "images": {"config", "foreign"},
+    "images": {"config", "drafts", "foreign_json"},
     "completion": {"cli"},
     "indexer": {"commands"},
     "ollama": {"commands"},
@@ -81,11 +91,10 @@ UNDER_COVER = {
 
 OWNERS = {
     "argparse": {"flags"},
-    "sqlite3": {"index", "foreign"},
+    "sqlite3": {"index", "foreign_database"},
     "jsonschema": {"structured"},
     "referencing": {"structured"},
     "pathspec": {"gitignore"},
-    "shtab": {"completion"},
     "filelock": {"locks"},
     "httpx": {"ollama", "loopback"},
     "httpcore": set(),
@@ -106,7 +115,7 @@ OWNERS = {
 """Libraries that cost, or that only one module may touch."""
 
 HEAVY = (
-    "sqlite3", "jsonschema", "pathspec", "shtab", "hashlib", "httpx", "httpcore", "filelock", "orjson", "json", "xllamacpp", "typing", "dataclasses", "pathlib",
+    "sqlite3", "jsonschema", "pathspec", "hashlib", "httpx", "httpcore", "filelock", "orjson", "json", "xllamacpp", "typing", "dataclasses", "pathlib",
     "uuid", "datetime", "inspect", "logging", "socket", "subprocess", "asyncio", "shutil", "tempfile", "urllib.request",
 )  # fmt: skip
 
@@ -175,7 +184,7 @@ def test_heavy_libraries_have_one_owner() -> None:
 
 def test_only_what_is_declared_is_imported() -> None:
     third_party = {library for module in MODULES for library in libraries(module)} - set(sys.stdlib_module_names)
-    declared = {"filelock", "httpx", "jsonschema", "orjson", "pathspec", "shtab"}
+    declared = {"filelock", "httpx", "jsonschema", "orjson", "pathspec"}
     assert third_party == declared | {"referencing", "xllamacpp"}, "referencing comes with jsonschema"
 
 
