@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 from ollama_prompt.layout import cannot_write
 from ollama_prompt.records import is_sha256
-from ollama_prompt.session_file import create, opened, remove, sync_folder
+from ollama_prompt.session_file import create, opened, remove, sync_folder, unfinished
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,18 +32,33 @@ class Attachments:
 
     @contextmanager
     def keeping(self, images: dict[str, bytes]) -> Iterator[None]:
-        """Keep these pictures, by their SHA-256; inside, they are named. Raises `StoreWriteFailed`."""
+        """Keep these pictures, by their SHA-256; inside, they are named, and if that fails, not kept.
+
+        Raises `StoreWriteFailed`.
+        """
         if not images:
             yield
             return
         with self.lock():
+            made: list[str] = []
             try:
-                self._make_folder()
-                for name, data in images.items():
-                    self._keep(self._layout.attachment(name), data)
-            except OSError as error:
-                raise cannot_write(error) from error
-            yield
+                self._keep_all(images, made)
+                yield
+            except BaseException:
+                self.discard(made)
+                raise
+
+    def _keep_all(self, images: dict[str, bytes], made: list[str]) -> None:
+        """Keep each; `made` gets the names of those that were not there before."""
+        try:
+            self._make_folder()
+            for name, data in images.items():
+                path = self._layout.attachment(name)
+                is_new = not os.path.lexists(path)
+                self._keep(path, data)
+                made += [name] if is_new else []
+        except OSError as error:
+            raise cannot_write(error) from error
 
     def _make_folder(self) -> None:
         if not os.path.isdir(self._layout.attachments):
@@ -63,11 +78,21 @@ class Attachments:
         data = _content(self._layout.attachment(name)) if is_sha256(name) else None
         return data if data is not None and sha256(data).hexdigest() == name else None
 
+    def names(self) -> set[str]:
+        """Every picture that is there, also those that no session names, and what was left of unfinished ones."""
+        try:
+            found = os.listdir(self._layout.attachments)
+        except OSError:
+            return set()
+        bare = (name.removeprefix(".").removesuffix(".tmp") for name in found)
+        return {name for name in bare if is_sha256(name)}
+
     def discard(self, names: Iterable[str]) -> None:
         """Remove pictures that nothing names any more; what cannot be removed stays."""
-        for name in names:
-            with suppress(OSError):
-                remove(self._layout.attachment(name))
+        for path in map(self._layout.attachment, names):
+            for there in (path, unfinished(path)):
+                with suppress(OSError):
+                    remove(there)
 
 
 def _content(path: str) -> bytes | None:

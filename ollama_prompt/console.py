@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+PIECE = 1000
+"""Characters of the longest text in an event. An event that is larger than the buffer of stdout, 8192 bytes, would
+be cut in two where an interruption finds it waiting for a slow reader."""
+
+
 def prepare() -> None:
     """Set up both streams; what is no valid Unicode (a file's name) is escaped as JSON would."""
     for stream in (sys.stdout, sys.stderr):
@@ -112,6 +117,11 @@ class JsonSink:
         """Leave the terminal as errors and the shell's next line need it."""
         _Status.clear()
 
+    def note(self, text: str) -> None:
+        """A remark, on a line of its own also where an answer was printed before it."""
+        self.close()
+        note(text)
+
 
 class TextSink(JsonSink):
     """An answer that is printed while it arrives: text, and a newline at its end."""
@@ -153,20 +163,24 @@ class NdjsonSink(JsonSink):
 
     def thinking(self, text: str) -> None:
         """The next piece of what the model thinks."""
-        self._print("thinking", {"text": text})
+        self._print_text("thinking", text)
 
     def token(self, text: str) -> None:
         """The next piece of the answer."""
-        self._print("token", {"text": text})
+        self._print_text("token", text)
 
     def end(self, turn: dict[str, Any]) -> None:
         """The last event: the whole turn."""
         self._print("done", turn)
 
+    def _print_text(self, event: str, text: str) -> None:
+        for start in range(0, len(text), PIECE):
+            self._print(event, {"text": text[start : start + PIECE]})
+
     def _print(self, event: str, data: dict[str, Any]) -> None:
         from ollama_prompt.render import as_line
 
-        write(as_line({"event": event, **data}))
+        write(as_line({"event": event} | data | {"event": event}))  # a server may send such a key too
 
 
 def show_progress(done: int, total: int) -> None:

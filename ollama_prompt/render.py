@@ -31,7 +31,14 @@ def as_line(data: dict[str, Any]) -> str:
     """One object on one line."""
     import json
 
-    return json.dumps(data, ensure_ascii=False) + "\n"
+    return _one_line(json.dumps(data, ensure_ascii=False)) + "\n"
+
+
+def _one_line(json_: str) -> str:
+    """JSON without the characters at which many readers of lines end one too, in JavaScript and Python for example."""
+    for char, escaped in (("\x85", r"\u0085"), ("\u2028", r"\u2028"), ("\u2029", r"\u2029")):
+        json_ = json_.replace(char, escaped)
+    return json_
 
 
 def listing_as_json(lines: list[bytes], total: int) -> bytes:
@@ -44,6 +51,11 @@ def listing_as_json(lines: list[bytes], total: int) -> bytes:
     pieces[0] = start + b"\n" + pieces[0]
     pieces[-1] += b"\n" + end
     return b",\n".join(pieces)
+
+
+def listing_as_line(lines: list[bytes], total: int) -> str:
+    """The listing as one object on one line."""
+    return _one_line(f'{{"sessions": [{b", ".join(lines).decode()}], "total": {total}}}') + "\n"
 
 
 def error_as_json(error: OllamaPromptError) -> str:

@@ -9,11 +9,19 @@ from __future__ import annotations
 import json
 
 from ollama_prompt.errors import IncompleteAnswer
-from ollama_prompt.text import decode, sendable
+from ollama_prompt.text import DEEPEST, decode, sendable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, NoReturn
+
+LONGEST_NUMBER = 1000
+"""Digits of the longest whole number that is taken. Python may refuse to print more than 4300."""
+LONGEST_REASON = 300
+"""What does not fit the schema may be the whole answer: of that, no more is shown than these characters."""
+_DATA = ("const", "default", "enum", "examples")
+"""Keywords below which there are values, not schemas."""
 
 
 def wanted(text: str) -> str | dict[str, Any]:
@@ -26,49 +34,96 @@ def wanted(text: str) -> str | dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"the JSON Schema is not valid JSON: {error}") from None
     if not isinstance(schema, dict):
-        raise ValueError("a JSON Schema must be a JSON object; json, without a file of that name, asks for any JSON")
-    _check(schema)
+        raise ValueError("a JSON Schema must be a JSON object")
     try:
-        return dict(sendable(schema))
+        if sendable(schema) != schema:
+            raise ValueError("has text that is no valid Unicode")
+        _check(schema)
     except ValueError as error:
-        raise ValueError(f"the JSON Schema {error}") from None
+        raise ValueError(f"the JSON Schema {_shortened(str(error))}") from None
+    return schema
 
 
-def parse(answer: str) -> Any:
-    """The value that an answer says in JSON. Raises `IncompleteAnswer`."""
+def parse(answer: str, is_cut: bool = False) -> Any:
+    """The value that an answer says in JSON. `is_cut` tells that it was at its end. Raises `IncompleteAnswer`."""
     try:
         return _load(answer)
     except ValueError as error:
-        hint = "was it cut off? --max-tokens, or --max-context-tokens, may be too low"
+        hint = "not every model and server heeds --format: ask again, or another model"
+        if is_cut:
+            hint = "it was cut off: --max-tokens, or --max-context-tokens, is too low"
         raise IncompleteAnswer(f"the answer is not valid JSON: {error}", hint=hint) from None
 
 
 def mismatch(value: Any, schema: dict[str, Any]) -> str | None:
     """Where a value is not what the schema asks for; None if it is, or if that cannot be told."""
     from jsonschema.exceptions import best_match
-    from jsonschema.validators import validator_for
     from referencing import Registry
-    from referencing.exceptions import Unresolvable
 
     try:
         # Its own registry: the default one would fetch what a "$ref" names from the network.
-        found = best_match(validator_for(schema)(schema, registry=Registry()).iter_errors(value))
-    except (Unresolvable, RecursionError, ValueError):
+        found = best_match(_validator(schema)(schema, registry=Registry()).iter_errors(value))
+    except Exception:  # a schema may refer to itself without end, or hold patterns that Python cannot read
         return None
-    return f"{found.json_path}: {found.message}" if found else None
+    return _shortened(f"{found.json_path}: {found.message}") if found else None
 
 
 def _check(schema: dict[str, Any]) -> None:
     """Raises ValueError for what is no JSON Schema."""
+    from jsonschema import FormatChecker
     from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import validator_for
+
+    if not isinstance(schema.get("$schema", ""), str):
+        raise ValueError('is wrong: its "$schema" is no text')
+    try:
+        # No formats are checked: a pattern is one of ECMA 262, and Python knows only its own.
+        _validator(schema).check_schema(schema, format_checker=FormatChecker(formats=()))
+    except SchemaError as error:
+        raise ValueError(f"is wrong: {error.json_path}: {error.message}") from None
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+    _check_references(schema)
+
+
+def _validator(schema: dict[str, Any]) -> Any:
+    """The class that knows the schema's dialect; for one of somebody's own the latest."""
+    from jsonschema.validators import Draft202012Validator, validator_for
 
     try:
-        validator_for(schema).check_schema(schema)
-    except SchemaError as error:
-        raise ValueError(f"is no JSON Schema: {error.json_path}: {error.message}") from None
-    except RecursionError:
-        raise ValueError("the JSON Schema is nested too deep") from None
+        return validator_for(schema, default=Draft202012Validator)
+    except ValueError:  # not even an address
+        return Draft202012Validator
+
+
+def _check_references(schema: dict[str, Any]) -> None:
+    """Raises ValueError for a "$ref" to what is not in the schema: no server fetches it."""
+    from referencing import Registry, Resource
+    from referencing.jsonschema import DRAFT202012
+
+    whole = Resource.from_contents(schema, default_specification=DRAFT202012)
+    resolver = Registry().with_resource(whole.id() or "", whole).crawl().resolver(whole.id() or "")
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except Exception:  # besides its own errors those of a pointer into what is neither object nor list
+            raise ValueError(f'refers to {reference!r} ("$ref"), which is not in it') from None
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for key, item in value.items():
+            has_base = isinstance(item, dict) and isinstance(item.get("$id"), str)  # its references begin there
+            if key not in _DATA and not has_base:
+                yield from _references(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _references(item)
+
+
+def _shortened(reason: str) -> str:
+    return reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "…"
 
 
 def _read(path: str) -> str:
@@ -77,15 +132,25 @@ def _read(path: str) -> str:
             return decode(file.read())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"cannot read {path!r}: {reason}") from None
+        raise ValueError(f"cannot read the JSON Schema {_shortened(repr(path))}: {reason}") from None
 
 
 def _load(text: str) -> Any:
-    """JSON as the standard has it: Python would also take NaN, and numbers that it cannot write again."""
+    """JSON as the standard has it: Python would also take NaN, and what it cannot write again."""
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    _check_depth(value, DEEPEST)
+    return value
+
+
+def _check_depth(value: Any, left: int) -> None:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if items and not left:
+        raise ValueError("nested too deep")
+    for item in items:
+        _check_depth(item, left - 1)
 
 
 def _refuse(name: str) -> NoReturn:
@@ -95,5 +160,11 @@ def _refuse(name: str) -> NoReturn:
 def _finite(text: str) -> float:
     number = float(text)
     if abs(number) == float("inf"):
-        raise ValueError(f"{text} is too large a number")
+        raise ValueError(f"{_shortened(text)} is too large a number")
     return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError("a number has too many digits")
+    return int(text)
