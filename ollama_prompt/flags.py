@@ -27,6 +27,8 @@ ASKING_ONLY = (*PROMPTING, "title", "system", "system_file", "think", "no_think"
 """Flags that make no sense beside an action that asks nothing. Others, such as --model in an alias, do no harm."""
 COMPANIONS = {"dry_run": ("purge",), "limit": ("list_sessions",), "at": ("fork",)}
 """Flags that go with certain actions only."""
+_NAMING_SESSION = ("session-id", "session-info", "delete", "fork", "undo", "retry")
+_NO_ID = tuple(f"--{flag}: expected one argument" for flag in _NAMING_SESSION)
 CONTRADICTIONS = (
     ("session_id", "continue"), ("session_id", "no_session"), ("continue", "no_session"), ("prompt", "prompt_file"),
     ("system", "system_file"), ("think", "no_think"),
@@ -45,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
         hint = "ollama-prompt --help shows all flags"
         if message.startswith("unrecognized arguments") and not message.split(": ", 1)[1].startswith("-"):
             hint = 'the prompt goes behind --prompt, in quotes: ollama-prompt --prompt "…"'
-        elif message.endswith("--session-id: expected one argument"):
+        elif message.endswith(_NO_ID) or "'' is no session id" in message:
             hint = "is the variable empty that should hold it?"
         elif message.endswith("expected one argument"):
             hint = 'what begins with a dash is joined on with an equals sign: --prompt="-5 degrees"'

@@ -18,7 +18,7 @@ import os
 from contextlib import contextmanager, suppress
 
 from ollama_prompt import index, records, session_file
-from ollama_prompt.errors import NothingToUndo
+from ollama_prompt.errors import NothingToUndo, StoreError
 from ollama_prompt.layout import Layout, cannot_read, cannot_write
 from ollama_prompt.session_file import Reading
 from ollama_prompt.summary import NeedsWholeFile, Summary
@@ -105,12 +105,19 @@ class HeldSession:
         Raises `NothingToUndo`.
         """
         turn = self.last_turn()
-        ids = records.ids_of(turn)
-        if not ids or turn[0]["role"] != "user":
-            raise NothingToUndo(f"session {self.session_id} has no prompt to ask again", session_id=self.session_id)
-        self._undo = records.undo(ids)
-        self.answered_count -= len(turn) if len(turn) > 1 else 0
+        self._undo = self.undo_of(turn if turn and turn[0]["role"] == "user" else [], "prompt to ask again")
+        counted = [message for message in turn if message["role"] in {"user", "assistant"}]
+        self.answered_count -= len(counted) if len(counted) > 1 else 0
         return turn[0]
+
+    def undo_of(self, turn: list[Record], what: str = "turn to take back") -> Record:
+        """The record that takes this turn back. Raises `NothingToUndo` if there is none, or none that can be named."""
+        ids = records.ids_of(turn)
+        # A prompt without an id is no hindrance: without its answers it is not sent.
+        if not ids or any("id" not in message for message in turn if message["role"] == "assistant"):
+            hint = "the last messages were written by hand: give each an id, or remove their lines" if turn else None
+            raise NothingToUndo(f"session {self.session_id} has no {what}", hint=hint, session_id=self.session_id)
+        return records.undo(ids)
 
     def known_ids(self) -> set[str]:
         """The ids of all records, also of those that were taken back."""
@@ -124,7 +131,8 @@ class HeldSession:
 
         `images` are pictures that it names, by their SHA-256. Raises `StoreWriteFailed`.
         """
-        turn = [self._undo, prompt] if self._undo else [prompt]
+        # The prompt first: if a crash tears the write, the earlier turn still counts.
+        turn = [prompt, self._undo] if self._undo else [prompt]
         self._begun, self._images = turn, images or {}
         with _write_errors(self.session_id), self._keeping(images):
             if self.path is None:
@@ -149,13 +157,13 @@ class HeldSession:
         """Remove the prompt again: the model refused it before the first word. Raises `StoreWriteFailed`."""
         if not self._begun or self.path is None:
             return
-        prompt = self._begun[-1]
+        prompt = self._begun[0]
         with _write_errors(self.session_id):
-            if not self._cut_back() and (path := self._find_again()) and _is_in(path, prompt):
+            if self._cut_back() or not (path := self._find_again()) or not _is_in(path, prompt):
+                self.unnamed_images = set(self._images)
+            elif not self._undo:  # a prompt that is asked again counts: the earlier one does not any more
                 # Somebody wrote behind the prompt: it stays in the file, and is no longer sent.
                 self._append([records.undo([prompt["id"]])])
-            else:
-                self.unnamed_images = set(self._images)
         self._reading = None
 
     def keep_index(self, index_: index.Index) -> None:
@@ -294,6 +302,9 @@ def _is_in(path: str, record: Record) -> bool:
 def _write_errors(session_id: str) -> Iterator[None]:
     try:
         yield
+    except StoreError as error:  # of the pictures
+        error.session_id = error.session_id or session_id
+        raise
     except OSError as error:
         raise cannot_write(error, session_id) from error
 

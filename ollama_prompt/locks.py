@@ -32,6 +32,7 @@ def hold(
     what: str = "the index",
     session_id: str | None = None,
     waiting: Callable[[str], None] | None = None,
+    hint: str = "--lock-timeout waits longer",
 ) -> Iterator[None]:
     """Hold the lock on this file, of `what`: "the index", or "session …". Waits up to `timeout` seconds.
 
@@ -43,7 +44,7 @@ def hold(
     try:
         _acquire(lock, timeout, (lambda: waiting(in_use)) if waiting else None)
     except Timeout:
-        raise SessionBusy(in_use, hint="--lock-timeout waits longer", session_id=session_id) from None
+        raise SessionBusy(in_use, hint=hint, session_id=session_id) from None
     except OSError as error:
         raise cannot_write(error, session_id) from error
     try:

@@ -105,9 +105,7 @@ def ids_of(found: list[Record]) -> list[str]:
     return [record["id"] for record in found if "id" in record]
 
 
-def fork(
-    found: list[Record], source_id: str, session_id: str, settings: Record, last: str | None
-) -> tuple[Record, list[Record]]:
+def fork(found: list[Record], source_id: str, session_id: str, last: str | None) -> tuple[Record, list[Record]]:
     """A session's records → header and records of one that starts as its copy, up to the message `last`.
 
     Everything is taken over as it is, undone messages and unknown types too. At the end stands a `meta` without a
@@ -115,15 +113,22 @@ def fork(
     is no such message.
     """
     found = [record for record in found if _can_be_encoded(record)]
-    first = next((record for record in found if record["type"] == "session"), None) or header(source_id, settings)
+    first = next((record for record in found if record["type"] == "session"), None) or header(source_id, {})
     rest = [record for record in found if record["type"] != "session"]
     if last is not None:
-        ids = [record.get("id") for record in rest if record["type"] == "message"]
-        if last not in ids:
-            raise UsageError(f"session {source_id} has no message {last}", hint="--session-info shows their ids")
-        rest = rest[: [record.get("id") for record in rest].index(last) + 1]
+        rest = rest[: _end_of(last, rest, source_id)]
     own: Record = {"session_id": session_id, "created_at": clock.time_of_id(session_id), "forked_from": source_id}
     return {**first, **own}, [*rest, meta({})]
+
+
+def _end_of(message_id: str, found: list[Record], session_id: str) -> int:
+    """Where what goes with a message ends: behind it, or behind the undo that a retry stored with its prompt."""
+    for number, record in enumerate(found):
+        if record["type"] == "message" and record.get("id") == message_id:
+            behind = found[number + 1] if record["role"] == "user" and number + 1 < len(found) else {}
+            is_of_retry = behind.get("type") == "undo" and message_id not in undone_ids(behind)
+            return number + 1 + is_of_retry
+    raise UsageError(f"session {session_id} has no message {message_id}", hint="--session-info shows their ids")
 
 
 def settings_of(record: Record) -> Record:

@@ -120,7 +120,8 @@ def info_as_text(data: dict[str, Any]) -> str:
 def _message_as_text(message: dict[str, Any]) -> str:
     undone = " (taken back)" if message.get("undone") else ""
     text: str = visible(message["content"])
-    return f"\n--- {visible(message['role'])}{undone}, {message.get('created_at')}\n{text}\n"
+    named = "".join(f", {visible(message[key])}" for key in ("created_at", "id") if key in message)
+    return f"\n--- {visible(message['role'])}{undone}{named}\n{text}\n"
 
 
 def purge_as_text(data: dict[str, Any]) -> str:

@@ -164,7 +164,7 @@ class _Turn:
         if self.settings.get("think") and "thinking" not in able:
             raise ModelUnsupported(f"{model} does not support thinking", hint="--no-think asks it without")
         self._sees = "vision" in able
-        if not self._sees and "images" in self.prompt:
+        if not self._sees and records.images_of(self.prompt):
             hint = "`ollama show` lists what a model can do: this needs vision"
             raise ModelUnsupported(f"{model} does not support images", hint=hint)
 
@@ -235,7 +235,7 @@ class _Turn:
         from ollama_prompt import structured
 
         try:
-            value = structured.parse("".join(self.said))
+            value = structured.parse("".join(self.said), is_cut=final.get("done_reason") == "length")
         except IncompleteAnswer:
             self._store_answer(final, plan, is_whole=False)
             raise

@@ -149,7 +149,7 @@ def test_session_info_tells_what_was_taken_back_and_what_is_damaged(run: Run, ho
     assert info["message_count"] == 2
     assert [(item["line"], list(item)) for item in info["damage"]] == [(6, ["line", "reason"])]
     text = succeed(run("--session-info", new_id(1), "--output", "text")).stdout
-    assert "--- user (taken back), 2026-09-21T14:13:22Z\nQuestion 1\n" in text
+    assert f"--- user (taken back), 2026-09-21T14:13:22Z, {new_id(2)}\nQuestion 1\n" in text
     assert "damaged:   line 6: " in text
 
 
@@ -158,7 +158,8 @@ def test_session_info_as_text(run: Run, home: Path) -> None:
     assert succeed(run("--session-info", new_id(1), "--output", "text")).stdout.startswith(
         f"session:   {new_id(1)}\ntitle:     Question 0\nmodel:     smollm2\ncreated:   2026-09-21T20:26:40Z\n"
         f"last used: 2026-09-21T14:13:23Z\nmessages:  4\ncontext:   34 of 64000 tokens\nfile:      {path}\n\n"
-        "--- user, 2026-09-21T14:13:20Z\nQuestion 0\n\n--- assistant, 2026-09-21T14:13:21Z\nAnswer 0\n"
+        f"--- user, 2026-09-21T14:13:20Z, {new_id(0)}\nQuestion 0\n\n"
+        f"--- assistant, 2026-09-21T14:13:21Z, {new_id(1)}\nAnswer 0\n"
     )
 
 

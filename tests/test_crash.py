@@ -53,6 +53,10 @@ def commands(home: Path) -> dict[str, tuple[str, ...]]:
     return {
         "new turn": ("-p", "Killed"),
         "turn": ("--session-id", first(home), "-p", "Killed", "--temperature", "0.5"),
+        "continue": ("-c", "-p", "Killed"),
+        "fork": ("--fork", first(home)),
+        "undo": ("--undo", first(home)),
+        "retry": ("--retry", first(home)),
         "listing": ("--list-sessions",),
         "purge": ("--purge", "0"),
         "delete": ("--delete", first(home)),
@@ -60,7 +64,7 @@ def commands(home: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-NAMES = ("new turn", "turn", "listing", "purge", "delete", "reindex")
+NAMES = ("new turn", "turn", "continue", "fork", "undo", "retry", "listing", "purge", "delete", "reindex")
 CASES = [(name, shard) for name in NAMES for shard in range(SHARDS)]
 
 
@@ -109,18 +113,21 @@ class Crash:
         self._check_files()
         if "-p" in self.argv:
             self._check_turn(killed)
+        if self.name in {"fork", "undo", "retry"}:
+            getattr(self, "_check_" + self.name)(killed)
         assert stores.succeed(self.run("--check")).json["damage"] == []
         self._check_next_turn()
         listing = stores.listed(self.run("--list-sessions"))
         stores.succeed(self.run("--reindex"))
         assert stores.listed(self.run("--list-sessions")) == listing
         assert sorted(entry["session_id"] for entry in listing) == sorted(path.stem for path in stores.files(self.home))
-        if self.name in {"new turn", "purge", "delete"}:
+        if self.name in {"new turn", "fork", "purge", "delete"}:
             self._check_removal()
 
     def has_answer(self) -> bool:
         """Whether the answer is stored, or a part of it."""
-        return any(b'"content":"Answer to: Killed' in path.read_bytes() for path in stores.files(self.home))
+        prompt = "Question 7" if self.name == "retry" else "Killed"
+        return any(f'"content":"Answer to: {prompt}'.encode() in path.read_bytes() for path in stores.files(self.home))
 
     def _check_files(self) -> None:
         """Whatever was there before is there, as it was; or the user wanted it removed."""
@@ -136,6 +143,34 @@ class Crash:
             assert b'"role":"user","content":"Killed"' in stored
         if killed.stdout and killed.json["response"]:
             assert f'"content":"{killed.json["response"]}"'.encode() in stored
+
+    def _check_fork(self, killed: Result) -> None:
+        """There is none or a whole one, which is there if its id was printed."""
+        made = [path for path in stores.files(self.home) if path.name not in self.stored]
+        assert len(made) <= 1
+        assert [path.stem for path in made] >= ([killed.json["session_id"]] if killed.stdout else [])
+        for path in made:
+            copied = b"".join(path.read_bytes().splitlines(keepends=True)[1:-1])
+            assert self.stored[min(self.stored)].endswith(b"\n" + copied)
+
+    def _check_undo(self, killed: Result) -> None:
+        """The last turn counts, or it does not; if it was printed that it does not."""
+        counts = self._what_counts()
+        assert counts[6:] == [] if killed.stdout else counts[6:] in ([], ["Question 7", "Answer 7"])
+
+    def _check_retry(self, killed: Result) -> None:
+        """The answer that there was counts, or else the prompt was asked again; the prompt is never lost."""
+        old, new = ["Question 7", "Answer 7"], ["Question 7"]
+        answered = [*new, "Answer to: Question 7 (messages: 7)"]
+        asked = bool(self._ollama.chats())
+        allowed = [answered] if killed.stdout and killed.json["response"] else [new, answered]
+        # The write of the new prompt may be torn behind it: then it has no answer, and is not sent.
+        assert self._what_counts()[6:] in (allowed if asked else [old, [*old, *new], new])
+
+    def _what_counts(self) -> list[str]:
+        """The messages of the session that were not taken back."""
+        messages = stores.succeed(self.run("--session-info", first(self.home))).json["messages"]
+        return [message["content"] for message in messages if not message.get("undone")]
 
     def _check_next_turn(self) -> None:
         files = stores.files(self.home)
@@ -198,7 +233,7 @@ def test_killed_at_every_step(crash: Crash, shard: int) -> None:
         crash.check(killed)
 
 
-@pytest.mark.parametrize("crash", ["new turn", "turn"], indirect=True)
+@pytest.mark.parametrize("crash", ["new turn", "turn", "retry"], indirect=True)
 @pytest.mark.parametrize(("signal", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_interrupted_at_every_step(crash: Crash, signal: str, code: int) -> None:
     codes = set()

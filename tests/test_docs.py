@@ -8,9 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import old_stores
 import pytest
 from stores import succeed
 from test_imports import MODULES, PACKAGE, own
@@ -153,7 +155,7 @@ def test_the_keys_of_the_actions(run: Run) -> None:
     listing = run("--list-sessions").json
     assert table["`--list-sessions`"] == [*listing, *listing["sessions"][0]]
     info = run("--session-info", session_id).json
-    assert table["`--session-info`"] == list(info)[len(listing["sessions"][0]) :]
+    assert table["`--session-info`"][:-2] == list(info)[len(listing["sessions"][0]) :]
     assert set(info["messages"][1]) <= set(table["… `messages`"])
     assert table["`--purge`"][:-2] == list(run("--purge", "30").json)
     assert table["`--check`"][:3] == ["ok", "sessions", "damage"]
@@ -300,9 +302,7 @@ def project(shell: dict[str, str], tmp_path: Path) -> Path:
 
 @needs_tools
 @pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed")
-def test_the_recipes_for_scripts_run(
-    shell: dict[str, str], project: Path, tmp_path: Path, ollama: StandIn
-) -> None:
+def test_the_recipes_for_scripts_run(shell: dict[str, str], project: Path, tmp_path: Path, ollama: StandIn) -> None:
     printed = follow("docs/scripting.md", shell, tmp_path)
     prompts = (project / "prompts.txt").read_text(encoding="utf-8").splitlines()
     asked = [chat["messages"][-1]["content"] for chat in ollama.chats()]
@@ -319,8 +319,50 @@ def test_the_recipes_for_scripts_run(
     review = next(text for text in asked if text.startswith("Review this change."))
     assert "+print('Hello, you')" in review
     assert any("main.py" in text for text in asked if text.startswith("Here is the tree"))
-    assert any("main.py:1: print('Hello, you')" in text for text in asked if text.startswith("Here are the open points"))
+    assert any(
+        "main.py:1: print('Hello, you')" in text for text in asked if text.startswith("Here are the open points")
+    )
     assert "\nmodel_not_found: " in printed
+
+
+@pytest.fixture
+def old_programs(shell: dict[str, str], tmp_path: Path) -> None:
+    """What other programs have left: a database of ollama-prompt 1.x, and llm with a database of its own."""
+    talk = [old_stores.said(1, "user", "What is a monad?"), old_stores.said(1, "assistant", "A burrito.")]
+    session = old_stores.session_1x(str(uuid.UUID(int=1)), talk, model_name="smollm2")
+    old_stores.make_1x(tmp_path / ".config" / "ollama-prompt" / "sessions.db", session)
+    rows = [old_stores.response("r", None, "Name a river.", "The Rhine.", model="gpt-5")]
+    logs = old_stores.make(tmp_path / "logs.db", old_stores.TABLES_LLM_27, rows)
+    llm = tmp_path / "bin" / "llm"
+    llm.write_text(f'#!/bin/sh\n[ "$*" = "logs path" ] && echo "{logs}"\n', encoding="utf-8")
+    llm.chmod(0o755)
+
+
+@needs_tools
+def test_the_recipes_for_importing_run(
+    shell: dict[str, str], old_programs: None, tmp_path: Path, ollama: StandIn
+) -> None:
+    printed = follow("docs/importing.md", shell, tmp_path)
+    asked = [[message["content"] for message in chat["messages"]] for chat in ollama.chats()]
+    assert asked == [
+        ["What is a monad?", "A burrito.", "And in one sentence?"],
+        ["Name a river.", "The Rhine.", "Where does it rise?"],
+        ["Answer briefly.", "Name a tree.", "The oak.", "How old does it get?"],
+    ]
+    origins = [json.loads(line) for line in printed.splitlines() if line.startswith('{"format"')]
+    assert {origin["format"] for origin in origins} == {"ollama-prompt 1.x", "llm", "json"}
+
+
+FLAGS_OF_1X = (
+    "--prompt", "--model", "--temperature", "--max_tokens", "--repo-root", "--max-file-bytes", "--think", "--session-id",
+    "--no-session", "--max-context-tokens", "--list-sessions", "--purge", "--session-info",
+)  # fmt: skip
+
+
+def test_every_flag_of_1x_is_there() -> None:
+    assert set(FLAGS_OF_1X) <= set(declared())
+    parsed = flags.parse(["--prompt", "x", "--think", "--model", "m", "--temperature", "0.1", "--max_tokens", "2048"])
+    assert (parsed.think, parsed.temperature, parsed.max_tokens) == (True, 0.1, 2048)
 
 
 def windows(lines: list[str], size: int) -> list[list[str]]:

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import old_stores
 import pytest
 import stores
 from conftest import Result, tree
@@ -209,6 +210,47 @@ def test_no_room_for_the_answer(
     stores.assert_agreement(quick)
 
 
+def fill_page(path: Path) -> None:
+    """Make the file end where its last block does, as the session's title."""
+    data = path.read_bytes()
+    missing = -len(data) % 4096
+    title = b'"title":"' + b"x" * (missing - 12) + b'",'
+    path.write_bytes(data.replace(b'"model"', title + b'"model"', 1).ljust(len(data) + missing, b"\n"))
+
+
+def test_no_room_for_a_fork(quick: Run, disk: Disk, home: Path) -> None:
+    path = make(home, 1)
+    fill_page(path)
+    succeed(quick("--list-sessions"))
+    disk.fill()
+    error = fail(quick("--fork", ONE), WRITE)
+    assert_asks_for_room(error)
+    assert "session_id" not in error, "there is no fork"
+    assert stores.files(home) == [path]
+    assert not [name for name in tree(home) if name.endswith(".tmp") or (name.endswith(".lock") and "-" in name)]
+    disk.clear()
+    fork = succeed(quick("--fork", ONE)).json["session_id"]
+    check_next_turn(quick, next(home.glob(f"sessions/*/{fork}.jsonl")), 5)
+
+
+@pytest.mark.parametrize("command", ["--undo", "--retry"])
+def test_no_room_to_take_back_a_turn(quick: Run, disk: Disk, home: Path, ollama: StandIn, command: str) -> None:
+    path = make(home, 1)
+    fill_page(path)
+    succeed(quick("--list-sessions"))
+    succeed(quick("--fork", ONE))  # makes the locks
+    before = path.read_bytes()
+    disk.fill()
+    error = fail(quick(command, ONE), WRITE)
+    assert_asks_for_room(error)
+    assert error["session_id"] == ONE
+    assert path.read_bytes() == before
+    assert ollama.chats() == []
+    disk.clear()
+    succeed(quick(command, ONE))
+    stores.assert_agreement(quick)
+
+
 def test_no_room_for_the_index_is_no_failure(quick: Run, disk: Disk, home: Path) -> None:
     path = make(home, 1)
     succeed(quick(*on(ONE, "Make the locks")))
@@ -248,6 +290,38 @@ def test_removing_needs_no_room(quick: Run, disk: Disk, home: Path, command: tup
     succeed(quick(*command))
     assert [path.stem for path in stores.files(home)] == [kept]
     assert [session["session_id"] for session in stores.listed(quick("--list-sessions"))] == [kept]
+
+
+def make_old(path: Path) -> Path:
+    """A database of ollama-prompt 1.x with two sessions that have much to say."""
+    talk = [old_stores.said(1, "user", LONG), old_stores.said(1, "assistant", LONG)]
+    return old_stores.make_1x(path, *(old_stores.session_1x(new_id(number), talk) for number in (1, 2)))
+
+
+def test_no_room_for_an_import(quick: Run, disk: Disk, home: Path, tmp_path: Path) -> None:
+    old = make_old(tmp_path / "old.db")
+    disk.fill()
+    assert_asks_for_room(fail(quick("--import", str(old)), WRITE))
+    assert stores.files(home) == []
+    disk.clear()
+    make(home, 2)
+    disk.fill_names()
+    assert "; 0 sessions were imported" in fail(quick("--import", str(old)), WRITE)["error"]
+    disk.clear()
+    assert succeed(quick("--import", str(old))).json["imported"] == 2
+    assert len(stores.assert_agreement(quick)) == 2
+
+
+def test_no_room_for_what_1x_left(quick: Run, disk: Disk, home: Path) -> None:
+    before = make_old(home / "sessions.db").read_bytes()
+    disk.fill()
+    result = quick("--list-sessions")
+    assert stores.listed(result) == []
+    assert "next start tries again" in result.stderr
+    assert (home / "sessions.db").read_bytes() == before
+    disk.clear()
+    assert len(stores.assert_agreement(quick)) == 2
+    assert (home / "sessions-1.x.db").read_bytes() == before
 
 
 def limited(folder: Path, size: int) -> Env:
@@ -326,7 +400,9 @@ def test_a_read_only_store_answers(quick: Run, disk: Disk, home: Path, ollama: S
     assert succeed(quick("--purge", "9", "--dry-run")).json["removed"] == len(listing)
     succeed(quick("-p", "Hi", "--no-session"))
     ollama.forget()
-    for command in (("-p", "Hi"), on(ONE), ("--delete", ONE), ("--purge", "0"), ("--reindex",)):
+    assert fail(quick("-c", "-p", "Hi"), WRITE)["session_id"] == listing[0]["session_id"]
+    branches = (("--fork", ONE), ("--undo", ONE), ("--retry", ONE), ("-c", "-p", "Hi"))
+    for command in (("-p", "Hi"), on(ONE), ("--delete", ONE), ("--purge", "0"), ("--reindex",), *branches):
         fail(quick(*command), WRITE)
     assert "--no-session" in fail(quick(*on(ONE)), WRITE)["hint"]
     assert ollama.chats() == []
@@ -334,6 +410,22 @@ def test_a_read_only_store_answers(quick: Run, disk: Disk, home: Path, ollama: S
     disk.remount("rw")
     assert stores.assert_agreement(quick) == listing
     check_next_turn(quick, stores.files(home)[0], 5)
+
+
+def test_a_read_only_store_imports_nothing(quick: Run, disk: Disk, home: Path, tmp_path: Path) -> None:
+    make(home, 1)
+    succeed(quick("--list-sessions"))
+    (home / "sessions.db").unlink()
+    make_old(home / "sessions.db")
+    before = tree(home)
+    disk.remount("ro")
+    listing = quick("--list-sessions")
+    assert len(stores.listed(listing)) == 1
+    assert "next start tries again" in listing.stderr
+    fail(quick("--import", str(make_old(tmp_path / "old.db"))), WRITE)
+    assert tree(home) == before
+    disk.remount("rw")
+    assert len(stores.assert_agreement(quick)) == 2
 
 
 def begin_and_die(database: Path) -> None:

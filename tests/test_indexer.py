@@ -882,4 +882,4 @@ def test_damage_is_told_when_a_session_goes_on(indexer: Indexer, home: Path, not
     path = used(home, 1, 1)
     add(path, b"nonsense\n")
     ask(indexer, path.stem)
-    assert notes == ["1 damaged lines are left out; --check tells which"]
+    assert notes == ["damaged lines left out: 1; --check tells which"]

@@ -213,6 +213,79 @@ def test_deleting_again_and_again_while_turns_queue_never_revives_the_session(
     assert not list((home / "locks").glob("*-*.lock"))
 
 
+def test_undos_at_once_take_back_a_turn_each(start: Start, run: Run, home: Path) -> None:
+    path = stores.make(home, data=stores.lines(stores.new_id(1), turns=8))
+    results = [end(process) for process in [start("--undo", path.stem) for _ in range(12)]]
+    undone = [stores.clean(result).json["undone"] for result in results if result.returncode == 0]
+    ids = [record["id"] for record in stores.records(path)[1:17]]
+    assert sorted(undone) == [ids[number : number + 2] for number in range(0, 16, 2)]
+    assert {stores.fail(result, "nothing_to_undo")["session_id"] for result in results if result.returncode} == {
+        path.stem
+    }
+    assert stores.assert_agreement(run)[0]["message_count"] == 0
+
+
+def test_retries_at_once_ask_the_same_prompt_again_each(start: Start, run: Run, home: Path, ollama: StandIn) -> None:
+    path = stores.make(home)
+    end_all([start("--retry", path.stem) for _ in range(10)])
+    sent = [[message["content"] for message in chat["messages"]] for chat in ollama.chats()]
+    assert sent == [["Question 0", "Answer 0", "Question 1"]] * 10
+    assert len(stores.said(path)) == 4 + 20
+    assert stores.assert_agreement(run)[0]["message_count"] == 4
+
+
+def test_turns_undos_and_retries_at_once_leave_whole_turns(start: Start, run: Run, home: Path, ollama: StandIn) -> None:
+    path = stores.make(home, data=stores.lines(stores.new_id(1), turns=8))
+    commands = (("--session-id", path.stem, "-p", "New"), ("--undo", path.stem), ("--retry", path.stem))
+    end_all([start(*commands[number % 3]) for number in range(18)])
+    info = stores.succeed(run("--session-info", path.stem)).json
+    left = [message["role"] for message in info["messages"] if not message.get("undone")]
+    assert left == ["user", "assistant"] * 8
+    for chat in ollama.chats():
+        assert [message["role"] for message in chat["messages"]][:-1] == ["user", "assistant"] * (
+            len(chat["messages"]) // 2
+        )
+    assert stores.assert_agreement(run)[0]["message_count"] == 16
+    assert check(run)["damage"] == []
+
+
+def test_who_continues_the_last_session_queues(
+    start: Start, run: Run, home: Path, ollama: StandIn, session: str
+) -> None:
+    stores.make(home, 1)
+    turns = [result.json for result in end_all([start("-c", "-p", f"Turn {number}") for number in range(12)])]
+    assert {turn["session_id"] for turn in turns} == {session}
+    assert sorted(turn["window"]["messages_sent"] for turn in turns) == list(range(3, 27, 2))
+
+
+def test_forks_of_a_session_in_use_are_whole(start: Start, run: Run, home: Path, ollama: StandIn, session: str) -> None:
+    turns = [start("--session-id", session, "-p", f"Turn {number}") for number in range(6)]
+    forks = {result.json["session_id"] for result in end_all([start("--fork", session) for _ in range(12)])}
+    end_all(turns)
+    files = {path.stem: path for path in stores.files(home)}
+    whole = stores.records(files.pop(session))[1:]
+    assert files.keys() == forks
+    for path in files.values():
+        copied = stores.records(path)[1:-1]
+        assert copied == whole[: len(copied)]
+    assert len(stores.assert_agreement(run)) == 13
+    assert check(run) == {"ok": True, "sessions": 13, "damage": [], "index": "ok"}
+
+
+def test_a_fork_of_a_session_that_is_deleted_is_whole_or_is_not(start: Start, run: Run, home: Path) -> None:
+    for number in range(8):
+        path = stores.make(home, number)
+        processes = [start("--fork", path.stem), start("--delete", path.stem)]
+        forked, deleted = (stores.clean(end(process)) for process in processes)
+        assert deleted.returncode == 0
+        if forked.returncode:
+            stores.fail(forked, "session_not_found")
+        assert len(stores.files(home)) == (forked.returncode == 0)
+        for made in stores.files(home):
+            assert len(stores.said(made)) == 4
+        stores.succeed(run("--purge", "0"))
+
+
 # --- Many sessions ---------------------------------------------------------------------------------
 
 
