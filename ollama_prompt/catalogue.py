@@ -44,6 +44,8 @@ class Catalogue:
         self._lock = lock
         self._note = note
         self._told: set[str] = set()
+        self.is_silent = False
+        """Whether somebody else says what is wrong with the index."""
 
     def listing(self) -> list[bytes]:
         """Every session once, as its line of the listing in JSON, newest use first."""
@@ -123,6 +125,8 @@ class Catalogue:
 
     def warn(self, unusable: IndexUnusable) -> None:
         """Say, once, that the index will stay unusable until somebody does something about it."""
+        if self.is_silent:
+            return
         if unusable.state == "foreign":
             self._tell(f"{self.index.path} is not an index of ollama-prompt: left untouched; {FOREIGN_HINT}")
         elif unusable.state == "unreadable":

@@ -99,10 +99,10 @@ def _ask(flags: Namespace) -> int:
         raise OutputFailed("stdout is closed")
     from ollama_prompt import commands
 
-    indexer = commands.make_indexer(os.environ, console.note) if request.keep else None
     sink = _SINKS[flags.output]()
+    indexer = commands.make_indexer(os.environ, sink.note) if request.keep else None
     try:
-        turn = commands.ask(request, indexer, os.environ, sink, console.note)
+        turn = commands.ask(request, indexer, os.environ, sink, sink.note)
     except Interrupted as interruption:
         with suppress(OutputClosed, OutputFailed):  # Ctrl-C ends the reader of a pipe as well
             sink.end(interruption.turn)
@@ -143,9 +143,10 @@ def _list_sessions(indexer: Indexer, flags: Namespace) -> int:
     lines, total = commands.list_sessions(indexer, flags.limit)
     if flags.output == "text":
         console.write(render.listing_as_text(lines))
+    elif flags.output == "ndjson":
+        console.write(render.listing_as_line(lines, total))
     else:
-        data = render.listing_as_json(lines, total)
-        console.write_bytes(data if flags.output == "json" else data.replace(b"\n", b"") + b"\n")
+        console.write_bytes(render.listing_as_json(lines, total))
     return 0
 
 
@@ -178,7 +179,7 @@ def _undo(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands
 
     data = commands.undo(indexer, flags.undo, flags.lock_timeout)
-    return _print(data, flags, lambda data: f"taken back: {len(data['undone'])} messages\n")
+    return _print(data, flags, lambda data: f"messages taken back: {len(data['undone'])}\n")
 
 
 def _import(indexer: Indexer, flags: Namespace) -> int:

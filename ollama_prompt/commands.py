@@ -151,24 +151,23 @@ def import_(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Bring conversations of other programs along; without a path those that ollama-prompt 1.x left."""
-    imported: list[str] = []
+    imported: dict[str, None] = {}
     skipped = 0
-    for place in [path] if path else _places_of_1x(environ):
+    for place in [path] if path else _places_of_1x(indexer, environ):
         new, known = indexer.import_from(place, lock_timeout, progress)
-        imported += new
+        imported.update(dict.fromkeys(new))
         skipped += known
-    return {"imported": len(imported), "skipped": skipped, "sessions": imported}
+    return {"imported": len(imported), "skipped": skipped, "sessions": list(imported)}
 
 
-def _places_of_1x(environ: Mapping[str, str]) -> list[str]:
+def _places_of_1x(indexer: Indexer, environ: Mapping[str, str]) -> list[str]:
     from ollama_prompt import foreign
     from ollama_prompt.errors import ImportFailed
 
-    places = foreign.usual_places(environ)
-    found = [place for place in places if foreign.is_1x(place)]
+    found = foreign.left_by_1x(environ, indexer.layout.set_aside())
     if not found:
         raise ImportFailed(
-            f"there is no database of ollama-prompt 1.x at {' or '.join(places)}",
+            f"there is no database of ollama-prompt 1.x at {' or '.join(foreign.usual_places(environ))}",
             hint="name the file: ollama-prompt --import PATH",
         )
     return found

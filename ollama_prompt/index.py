@@ -7,10 +7,9 @@ can keep its stamp, so a row that was read within a tick of the file's last chan
 once more later.
 
 Rules:
-- The file is ours if it carries our `application_id`. One that is not ours is never written to, whatever
-  it is: it may hold somebody's conversations. Bytes that are no database at all are ours only if they lie
-  in the very file that we made: `made` is a second name of it, a hard link, which keeps its inode from being
-  given to another file.
+- The file is ours if it carries our `application_id`, and nobody's conversations. One that is not ours is never
+  written to, whatever it is. Bytes that are no database at all are ours only if they lie in the very file that we
+  made: `made` is a second name of it, a hard link, which keeps its inode from being given to another file.
 - Ours, but of another schema or corrupt: thrown away and built again, under the index lock.
 - Everything that SQLite can raise becomes `IndexUnusable` here, and only here.
 - No WAL: the store may lie on a network drive.
@@ -37,6 +36,10 @@ if TYPE_CHECKING:
 
 APPLICATION_ID = 0x6F6C7072  # "olpr"
 SCHEMA_VERSION = 2
+FIRST_PAGE = 4096
+"""Bytes at the beginning of a database where its tables are named."""
+TABLE_OF_1X = b"CREATE TABLE sessions"
+"""Conversations, which ollama-prompt 1.x puts into our index if it is told that its database is there."""
 BUSY_SECONDS = 2.0
 CROWD = 15
 """How many times `BUSY_SECONDS` a writer waits while it sees others get on."""
@@ -162,7 +165,7 @@ class Index:
             if not stat.S_ISREG(os.stat(self.path).st_mode):
                 return "foreign"  # a folder; a pipe, which would be waited for; a device, which is everybody's
             with open(self.path, "rb") as file:
-                head = file.read(100)
+                head = file.read(FIRST_PAGE)
         except (FileNotFoundError, NotADirectoryError):
             return "missing"
         except OSError:
@@ -171,7 +174,7 @@ class Index:
             return "missing"
         if len(head) < 100 or not head.startswith(b"SQLite format 3\0"):
             return "corrupt" if self._is_made_by_us() else "foreign"
-        if int.from_bytes(head[68:72], "big") != APPLICATION_ID:
+        if int.from_bytes(head[68:72], "big") != APPLICATION_ID or TABLE_OF_1X in head:
             return "foreign"
         return "ok" if int.from_bytes(head[60:64], "big") == SCHEMA_VERSION else "old"
 

@@ -1,4 +1,4 @@
-"""The way in to the store: open, list, look into, fork, undo, purge, delete, check, reindex.
+"""The way in to the store: open, list, look into, fork, undo, import, purge, delete, check, reindex.
 
 Commands reach files, index and locks only through an `Indexer`. The files are the truth; the index
 (`catalogue`) remembers what reading them gave; a turn holds its session (`held_session`) under its lock.
@@ -7,12 +7,13 @@ Commands reach files, index and locks only through an `Indexer`. The files are t
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, contextmanager, suppress
+import sys
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 from ollama_prompt import clock
 from ollama_prompt.catalogue import Catalogue, id_of
 from ollama_prompt.errors import (
-    NothingToUndo,
+    ImportFailed,
     OllamaPromptError,
     SessionBusy,
     SessionNotFound,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ollama_prompt.attachments import Attachments
-    from ollama_prompt.foreign import Conversation
+    from ollama_prompt.drafts import Conversation
     from ollama_prompt.held_session import HeldSession
     from ollama_prompt.layout import Layout
     from ollama_prompt.records import Record
@@ -41,11 +42,16 @@ CLAIM_SECONDS = 10.0
 """How long a new session waits for its own lock."""
 ADOPTION_SECONDS = 600.0
 """How long to wait while another process imports the database of ollama-prompt 1.x."""
+ADOPTION_ATTEMPTS = 20
+"""How often that is read until no process of 1.x has written to it meanwhile."""
 ATTACHMENTS_SECONDS = 60.0
 """How long to wait while another process keeps or removes pictures."""
 
-_SHARED = {"index": "the index", "attachments": "the folder of pictures"}
-"""Locks of the store as a whole; every other one is a session's."""
+_SHARED = {
+    "index": ("the index", "--lock-timeout waits longer"),
+    "attachments": ("the folder of pictures", "ask again: nothing was sent or stored"),
+}
+"""Locks of the store as a whole, and what to do where one cannot be had; every other one is a session's."""
 
 
 class Indexer:
@@ -55,6 +61,7 @@ class Indexer:
         self.layout = layout
         self.catalogue = Catalogue(layout, lambda timeout: self._lock("index", timeout), note)
         self._note = note
+        self._adopted: dict[str, tuple[list[str], int]] = {}
 
     # --- One session ---------------------------------------------------------------------------
 
@@ -62,20 +69,8 @@ class Indexer:
     def open(self, session_id: str, lock_timeout: float) -> Iterator[HeldSession]:
         """Hold a session for a turn. Raises `SessionNotFound`, `SessionBusy`, `StoreUnreadable`."""
         self._find(session_id)  # before its lock is made: an unknown id leaves no trace
-        with self._lock(session_id, lock_timeout):
-            try:
-                path, reading, indexed = self._read_for_turn(session_id)
-            except SessionNotFound:
-                self._discard_lock(session_id)  # deleted while we waited: its lock was made anew by waiting
-                raise
-            _check_version(reading, session_id)
-            if reading.summary.damage_count:
-                self._note(f"{reading.summary.damage_count} damaged lines are left out; --check tells which")
-            held = self._held(session_id, path, reading, indexed)
-            try:
-                yield held
-            finally:
-                self._keep_index(held)
+        with self._lock(session_id, lock_timeout), self._opened(session_id) as held:
+            yield held
 
     @contextmanager
     def new(self) -> Iterator[HeldSession]:
@@ -113,6 +108,8 @@ class Indexer:
         import json
 
         lines = self.sessions()
+        if not lines and self.catalogue.files():
+            raise StoreUnreadable("there are sessions, and none can be read", hint="--check tells why")
         if not lines:
             raise SessionNotFound("there is no session to continue", hint="without --continue a new one begins")
         newest: str = json.loads(lines[0])["session_id"]
@@ -125,10 +122,12 @@ class Indexer:
         """
         from ollama_prompt import records
 
-        _, found, reading = self.info(session_id)
-        _check_version(reading, session_id)
-        with self.new() as held, self._holding_images(reading):
-            held.copy(*records.fork(found, session_id, held.session_id, reading.summary.settings, message_id))
+        with self._holding_images():
+            _, found, reading = self.info(session_id)
+            _check_version(reading, session_id)
+            with self.new() as held:
+                held.copy(*records.fork(found, session_id, held.session_id, message_id))
+        self._tell_damage(reading)
         return held.session_id
 
     def undo(self, session_id: str, lock_timeout: float) -> list[str]:
@@ -136,11 +135,9 @@ class Indexer:
         from ollama_prompt import records
 
         with self.open(session_id, lock_timeout) as held:
-            undone = records.ids_of(held.last_turn())
-            if not undone:
-                raise NothingToUndo(f"session {session_id} has no turn to take back", session_id=session_id)
-            held.add([records.undo(undone)])
-        return undone
+            undo = held.undo_of(held.last_turn())
+            held.add([undo])
+        return records.undone_ids(undo)
 
     def adopt_1x(self) -> None:
         """Import a database of ollama-prompt 1.x that lies where our index belongs, and set it aside.
@@ -150,18 +147,19 @@ class Indexer:
         """
         if self.catalogue.index.state() != "foreign" or not self._is_1x():
             return
-        path = self.catalogue.index.path
+        self.catalogue.is_silent = True  # all that is to be said of it is said here
+        path = self.layout.index
         try:
             with self._lock("index", ADOPTION_SECONDS):
                 if not self._is_1x():
                     return  # another process did it
                 self._note(f"{path} is a database of ollama-prompt 1.x: importing its sessions …")
-                imported, _ = self.import_from(path, CLAIM_SECONDS)
-                aside = self.layout.set_aside_index()
+                imported, known, aside = self._import_and_set_aside(path)
         except (OllamaPromptError, OSError) as error:
-            self._note(f"its sessions could not be imported: {error}; the next start tries again")
+            self._note(f"it stays where it is, and the next start tries again: {error}")
             return
-        self._note(f"{len(imported)} sessions imported; the database is kept as {aside}")
+        self._adopted = dict.fromkeys((path, aside), (imported, known))
+        self._note(f"sessions imported: {len(imported)}; the database is kept as {aside}")
 
     def import_from(
         self, path: str, lock_timeout: float, progress: Callable[[int, int], None] = lambda *_: None
@@ -173,6 +171,8 @@ class Indexer:
         """
         from ollama_prompt import foreign
 
+        if adopted := self._adopted.get(os.path.abspath(path)):
+            return adopted
         imported: list[str] = []
         failed: list[StoreError] = []
         skipped = 0
@@ -180,12 +180,12 @@ class Indexer:
         for number, conversation in enumerate(source):
             progress(number, source.total)
             try:
-                if self._bring_in(conversation, lock_timeout):
-                    imported.append(conversation.session_id)
-                else:
-                    skipped += 1
+                session_id = self._bring_in(conversation, lock_timeout)
             except StoreError as error:
                 failed.append(error)
+                continue
+            imported += [session_id] if session_id else []
+            skipped += not session_id
         if failed:
             failed[0].message += f"; {len(imported)} sessions were imported"
             raise failed[0]
@@ -205,6 +205,8 @@ class Indexer:
         try:
             found, reading = session_file.load(path, session_id)
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                self._find(session_id)  # deleted meanwhile: say so
             raise cannot_read(error, session_id) from error
         return reading.summary.listed() | {"path": path}, found, reading
 
@@ -230,7 +232,10 @@ class Indexer:
 
     def sessions(self) -> list[bytes]:
         """Every session as its line of the listing in JSON, newest use first."""
-        return self.catalogue.listing()
+        lines = self.catalogue.listing()
+        if not lines and _is_1x_there():
+            self._note("there are conversations of ollama-prompt 1.x: --import brings them along")
+        return lines
 
     def purge(self, days: int, dry_run: bool) -> tuple[list[str], list[str]]:
         """Remove what was last used more than `days` days ago (0: everything): (removed, in use).
@@ -256,7 +261,7 @@ class Indexer:
                 failed.append(error)
         if not dry_run:
             self._forget(removed, {row.session_id for row, _ in rows})
-            self._discard_images(images)
+            self._discard_images(images if cutoff else images | self.attachments().names())
         if failed:
             failed[0].message += f"; {len(removed)} others were removed" if removed and not dry_run else ""
             raise failed[0]
@@ -285,23 +290,71 @@ class Indexer:
 
     # --- Details -------------------------------------------------------------------------------
 
-    def _bring_in(self, conversation: Conversation, lock_timeout: float) -> bool:
-        """Keep a conversation of another program, or what is new of it; False if nothing is.
+    @contextmanager
+    def _opened(self, session_id: str) -> Iterator[HeldSession]:
+        """The same as `open`, of a session whose lock the caller holds."""
+        try:
+            path, reading, indexed = self._read_for_turn(session_id)
+        except SessionNotFound:
+            self._discard_lock(session_id)  # deleted while we waited: its lock was made anew by waiting
+            raise
+        _check_version(reading, session_id)
+        self._tell_damage(reading)
+        held = self._held(session_id, path, reading, indexed)
+        try:
+            yield held
+        finally:
+            self._keep_index(held)
 
-        Raises `SessionBusy`, `StoreError`s.
+    def _bring_in(self, conversation: Conversation, lock_timeout: float) -> str | None:
+        """Keep a conversation of another program, or what is new of it; its session, None if nothing is new.
+
+        Raises `StoreError`s.
         """
-        session_id = conversation.session_id
-        with self._lock(session_id, lock_timeout):
-            if not self._files_of(session_id)[0]:
-                held = self._held(session_id)
-                held.copy(conversation.header, conversation.records, conversation.images)
-                return True
-        with self.open(session_id, lock_timeout) as held:
-            known = held.known_ids()
-            new = [record for record in conversation.records if record["id"] not in known]
-            if new:
-                held.add(new, conversation.images)
-        return bool(new)
+        for session_id in conversation.ids:
+            with self._lock(session_id, lock_timeout):
+                if not self._files_of(session_id)[0]:
+                    self._make(session_id, conversation)
+                    return session_id
+                with self._opened(session_id) as held:
+                    known = held.known_ids()
+                    if conversation.is_in(session_id, known):
+                        new = [record for record in conversation.records if record["id"] not in known]
+                        if new:
+                            held.add(new, conversation.images)
+                        return session_id if new else None
+        return None
+
+    def _make(self, session_id: str, conversation: Conversation) -> None:
+        """Make a session, whose lock the caller holds, of a conversation of another program."""
+        held = self._held(session_id)
+        try:
+            held.copy(conversation.header | {"session_id": session_id}, conversation.records, conversation.images)
+        finally:
+            if held.path is None:
+                self._discard_lock(session_id)
+
+    def _import_and_set_aside(self, path: str) -> tuple[list[str], int, str]:
+        """What lies in the index's place, until nobody has written to it meanwhile: (imported, known, its new name).
+
+        Raises as `import_from`, OSError.
+        """
+        from ollama_prompt import foreign
+
+        imported: dict[str, None] = {}
+        with ExitStack() as stack:
+            is_still = stack.enter_context(foreign.watched(path))
+            for _ in range(ADOPTION_ATTEMPTS):
+                new, known = self.import_from(path, CLAIM_SECONDS)
+                imported.update(dict.fromkeys(new))
+                if is_still():
+                    break
+            else:
+                raise ImportFailed(f"{path} is written to again and again")
+            known -= len(imported) - len(new)
+            if sys.platform == "win32":
+                stack.close()  # there, a file that is open cannot be renamed, and so nobody else has it open
+            return list(imported), known, self.layout.set_aside_index()
 
     def _is_1x(self) -> bool:
         from ollama_prompt import foreign
@@ -420,19 +473,16 @@ class Indexer:
         self._discard_lock(session_id)
 
     def _images_in(self, paths: list[str]) -> set[str]:
-        """The pictures that these files name. Without pictures in the store no file is read for that."""
-        if not os.path.isdir(self.layout.attachments):
-            return set()
-        return {name for path in paths for name in self._read(path).summary.images}
+        """The pictures that these files name, as far as they can be read; without pictures in the store none is."""
+        images: set[str] = set()
+        for path in paths if os.path.isdir(self.layout.attachments) else ():
+            with suppress(StoreUnreadable):
+                images.update(self._read(path).summary.images)
+        return images
 
-    @contextmanager
-    def _holding_images(self, reading: Reading) -> Iterator[None]:
-        """No picture is removed meanwhile, if these are records that name some."""
-        if reading.summary.images:
-            with self.attachments().lock():
-                yield
-        else:
-            yield
+    def _holding_images(self) -> AbstractContextManager[None]:
+        """No picture is removed meanwhile: not between the look at records that name some and their copy either."""
+        return self.attachments().lock() if os.path.isdir(self.layout.attachments) else nullcontext()
 
     def _discard_images(self, names: set[str]) -> None:
         """Remove those of these pictures that no session names. They stay where that cannot be told."""
@@ -443,6 +493,10 @@ class Indexer:
             named = self.catalogue.images()
             if named is not None:
                 attachments.discard(names - named)
+
+    def _tell_damage(self, reading: Reading) -> None:
+        if reading.summary.damage_count:
+            self._note(f"damaged lines left out: {reading.summary.damage_count}; --check tells which")
 
     def _damage(self, path: str, line: int | None, reason: str) -> dict[str, Any]:
         return {"session_id": id_of(path), "path": self.layout.absolute(path), "line": line, "reason": reason}
@@ -480,7 +534,8 @@ class Indexer:
             self.layout.make()  # the store may have come as files only, from git or a backup
         path = self.layout.lock(name)
         if name in _SHARED:
-            return locks.hold(path, timeout, _SHARED[name])
+            what, hint = _SHARED[name]
+            return locks.hold(path, timeout, what, hint=hint)
         return locks.hold(path, timeout, f"session {name}", name, lambda text: self._note(f"{text}; waiting for it"))
 
     def _discard_lock(self, name: str) -> None:
@@ -493,7 +548,7 @@ def _is_1x_there() -> bool:
     """Whether ollama-prompt 1.x has left a database."""
     from ollama_prompt import foreign
 
-    return any(map(foreign.is_1x, foreign.usual_places(os.environ)))
+    return bool(foreign.left_by_1x(os.environ))
 
 
 def _stamp_at(path: str) -> tuple[int, int, int, int] | None:

@@ -4,6 +4,7 @@
       sessions/2026-11/<uuid>.jsonl     0600; the month comes from the id (UUIDv7) itself
       attachments/<sha256>              pictures that messages name
       sessions.db                       the index; may lie elsewhere
+      sessions-1.x.db                   a database of ollama-prompt 1.x that lay in its place
       locks/<uuid>.lock, index.lock, index.made (see `index`)
       .gitignore .gitattributes
 
@@ -14,6 +15,7 @@ below `sessions/` are never followed.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 from contextlib import suppress
@@ -23,7 +25,7 @@ from ollama_prompt.errors import StoreUnreadable, StoreWriteFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 SUFFIX = ".jsonl"
 LARGEST = (1 << 63) - 1
@@ -112,15 +114,18 @@ class Layout:
                 raise
 
     def set_aside_index(self) -> str:
-        """Give the file in the index's place, and its journal, a name that is free; the name. Raises OSError."""
-        stem = os.path.join(os.path.dirname(self.index), "sessions-1.x")
-        names = (f"{stem}{f'-{number}' if number else ''}.db" for number in range(1000))
-        aside = next(name for name in names if not os.path.lexists(name))
-        for suffix in ("-journal", "-wal", "-shm"):  # without them what it says might change
-            with suppress(FileNotFoundError):
-                os.rename(self.index + suffix, aside + suffix)
+        """Give the file in the index's place a name that is free; the name. Raises OSError."""
+        aside = next(name for name in self._names_aside() if not os.path.lexists(name))
         os.rename(self.index, aside)
         return aside
+
+    def set_aside(self) -> list[str]:
+        """The files that were in the index's place once."""
+        return list(itertools.takewhile(os.path.lexists, self._names_aside()))
+
+    def _names_aside(self) -> Iterator[str]:
+        stem = os.path.join(os.path.dirname(self.index), "sessions-1.x")
+        return (f"{stem}{f'-{number}' if number else ''}.db" for number in itertools.count())
 
     def find(self, session_id: str, known: Iterable[str] = (), deep: bool = False) -> list[str]:
         """Files of this session, usually one. Raises `StoreUnreadable`.

@@ -439,11 +439,11 @@ def check_options(options: Json) -> None:
 
 def shaped(wanted: Any) -> str:
     """An answer in JSON: the simplest one that has the properties of the schema."""
-    simple = {"string": "text", "number": 1.5, "integer": 1, "boolean": True, "array": [], "object": {}}
+    simple: Json = {"string": "text", "number": 1.5, "integer": 1, "boolean": True, "array": [], "object": {}}
     properties = wanted.get("properties") if isinstance(wanted, dict) else None
     if not isinstance(properties, dict):
         return '{"ok": true}'
-    return json.dumps({name: simple.get((kind or {}).get("type")) for name, kind in properties.items()})
+    return json.dumps({name: simple.get(str(kind.get("type"))) for name, kind in properties.items()})
 
 
 def check_format(value: object) -> None:

@@ -354,8 +354,8 @@ def test_the_recipes_for_importing_run(
 
 
 FLAGS_OF_1X = (
-    "--prompt", "--model", "--temperature", "--max_tokens", "--repo-root", "--max-file-bytes", "--think", "--session-id",
-    "--no-session", "--max-context-tokens", "--list-sessions", "--purge", "--session-info",
+    "--prompt", "--model", "--temperature", "--max_tokens", "--repo-root", "--max-file-bytes", "--think",
+    "--session-id", "--no-session", "--max-context-tokens", "--list-sessions", "--purge", "--session-info",
 )  # fmt: skip
 
 

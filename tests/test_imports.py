@@ -57,7 +57,15 @@ UNDER_COVER = {
     "catalogue": {"indexer"},
     "held_session": {"indexer"},
     "records": {
-        "turn", "plan", "window", "indexer", "held_session", "session_file", "summary", "attachments", "drafts",
+        "turn",
+        "plan",
+        "window",
+        "indexer",
+        "held_session",
+        "session_file",
+        "summary",
+        "attachments",
+        "drafts",
         "foreign_values",
     },
     "attachments": {"indexer"},
@@ -115,8 +123,9 @@ OWNERS = {
 """Libraries that cost, or that only one module may touch."""
 
 HEAVY = (
-    "sqlite3", "jsonschema", "pathspec", "hashlib", "httpx", "httpcore", "filelock", "orjson", "json", "xllamacpp", "typing", "dataclasses", "pathlib",
-    "uuid", "datetime", "inspect", "logging", "socket", "subprocess", "asyncio", "shutil", "tempfile", "urllib.request",
+    "sqlite3", "jsonschema", "pathspec", "hashlib", "httpx", "httpcore", "filelock", "orjson", "json", "xllamacpp",
+    "typing", "dataclasses", "pathlib", "uuid", "datetime", "inspect", "logging", "socket", "subprocess", "asyncio",
+    "shutil", "tempfile", "urllib.request",
 )  # fmt: skip
 
 
