@@ -252,11 +252,11 @@ def test_20_processes_start_at_that_moment(start: Start, run: Run, home: Path, o
 # -- killed ------------------------------------------------------------------------------------------------
 
 
-SHARDS = 2
+SHARDS = 3
 
 
 @posix_only
-@pytest.mark.parametrize("shard", range(SHARDS))
+@pytest.mark.parametrize("shard", [0, *(pytest.param(shard, marks=pytest.mark.slow) for shard in range(1, SHARDS))])
 @pytest.mark.parametrize("command", ["listing", "turn", "import"])
 def test_killed_at_every_step(
     quick: Run, warm: Warm, environment: Env, home: Path, tmp_path: Path, database: Path, command: str, shard: int

@@ -308,9 +308,8 @@ def test_a_picture_that_is_missing_or_damaged(run: Run, ollama: StandIn, home: P
 @pytest.mark.parametrize(
     "odd",
     [
-        None, 5, "x", [], {}, [None], [5], [[]], [{}], [{"sha256": None}], [{"sha256": 5}], [{"sha256": "../secret"}],
-        [{"sha256": "/etc/hostname"}], [{"sha256": "a" * 64}], [{"sha256": "A" * 64}], [{"sha256": "." * 64}],
-        [{"sha256": ["a" * 64]}], {"sha256": "a" * 64}, [{"sha256": "\u0000" * 64}],
+        None, {}, [5], [{"sha256": None}], [{"sha256": "../secret"}], [{"sha256": "a" * 64}],
+        [{"sha256": "\u0000" * 64}],
     ],
 )  # fmt: skip
 def test_a_record_written_by_hand(run: Run, ollama: StandIn, home: Path, tmp_path: Path, odd: object) -> None:

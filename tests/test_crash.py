@@ -53,7 +53,7 @@ def commands(home: Path) -> dict[str, tuple[str, ...]]:
     return {
         "new turn": ("-p", "Killed"),
         "turn": ("--session-id", first(home), "-p", "Killed", "--temperature", "0.5"),
-        "continue": ("-c", "-p", "Killed"),
+        "continue": ("-c", "-p", "Killed"),  # a listing and a turn
         "fork": ("--fork", first(home)),
         "undo": ("--undo", first(home)),
         "retry": ("--retry", first(home)),
@@ -66,6 +66,7 @@ def commands(home: Path) -> dict[str, tuple[str, ...]]:
 
 NAMES = ("new turn", "turn", "continue", "fork", "undo", "retry", "listing", "purge", "delete", "reindex")
 CASES = [(name, shard) for name in NAMES for shard in range(SHARDS)]
+IN_CALLS = [name for name in NAMES if name not in {"continue", "listing"}]
 
 
 class Crash:
@@ -115,11 +116,11 @@ class Crash:
             self._check_turn(killed)
         if self.name in {"fork", "undo", "retry"}:
             getattr(self, "_check_" + self.name)(killed)
-        assert stores.succeed(self.run("--check")).json["damage"] == []
         self._check_next_turn()
         listing = stores.listed(self.run("--list-sessions"))
-        stores.succeed(self.run("--reindex"))
-        assert stores.listed(self.run("--list-sessions")) == listing
+        checked = self.run("--check").json
+        assert checked["index"] == "ok", "it has what reading every file gives"
+        assert [item["reason"][:8] for item in checked["damage"]] in ([], ["not JSON"]), "a write may be torn"
         assert sorted(entry["session_id"] for entry in listing) == sorted(path.stem for path in stores.files(self.home))
         if self.name in {"new turn", "fork", "purge", "delete"}:
             self._check_removal()
@@ -222,7 +223,7 @@ def crash(
     return Crash(request.param, warm, before, home, environment, ollama)
 
 
-@pytest.mark.parametrize(("crash", "shard"), CASES, indirect=["crash"])
+@pytest.mark.parametrize(("crash", "shard"), [case for case in CASES if case[0] != "continue"], indirect=["crash"])
 def test_killed_at_every_step(crash: Crash, shard: int) -> None:
     count = crash.count()
     assert count > 5
@@ -463,9 +464,9 @@ def kill_in_calls(crash: Crash, log: Path, shard: int, stride: int) -> None:
 
 
 @pytest.mark.skipif(not STRACE, reason="strace is not installed")
-@pytest.mark.parametrize(("crash", "shard"), CASES, indirect=["crash"])
-def test_killed_in_some_system_calls(crash: Crash, shard: int, tmp_path: Path) -> None:
-    kill_in_calls(crash, tmp_path / "log", shard, stride=8)
+@pytest.mark.parametrize("crash", IN_CALLS, indirect=True)
+def test_killed_in_some_system_calls(crash: Crash, tmp_path: Path) -> None:
+    kill_in_calls(crash, tmp_path / "log", 0, stride=3)
 
 
 @pytest.mark.slow

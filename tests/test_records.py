@@ -189,3 +189,20 @@ def test_settings_of_a_wrong_type_are_left_out(record: dict[str, Any], settings:
 def test_an_undo_names_only_text(ids: object, undone: list[str]) -> None:
     assert records.undone_ids({"type": "undo", "ids": ids}) == undone
     assert records.undone_ids({"type": "undo"}) == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None, 5, "x", [], {}, [None], [5], [[]], [{}], [{"sha256": None}], [{"sha256": 5}], [{"sha256": "../secret"}],
+        [{"sha256": "/etc/hostname"}], [{"sha256": "A" * 64}], [{"sha256": "." * 64}], [{"sha256": ["a" * 64]}],
+        {"sha256": "a" * 64}, [{"sha256": "\u0000" * 64}],
+    ],
+)  # fmt: skip
+def test_what_names_no_picture(odd: object) -> None:
+    assert records.images_of({"images": odd}) == []
+
+
+def test_what_names_pictures() -> None:
+    assert records.images_of({"images": [{"sha256": "a" * 64}, {}, {"sha256": "0" * 64}]}) == ["a" * 64, "0" * 64]
+    assert records.images_of({}) == []

@@ -12,6 +12,7 @@ signal there instead. Without both the steps are counted only.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 COUNTED = ("open", "write", "read", "lseek", "fsync", "ftruncate", "close", "link", "rename", "unlink", "mkdir")
+IMPORTED = (
+    *(f"ollama_prompt.{name}" for name in ("cli", "commands", "held_session", "locks", "render", "turn")),
+    *(f"ollama_prompt.{name}" for name in ("attachments", "images", "foreign", "foreign_1x")),
+    "base64", "tempfile",
+)  # fmt: skip
 AUDITED = ("open", "os.listdir", "os.scandir", "fcntl.flock", "os.chmod", "sqlite3.connect")
 
 
@@ -133,14 +139,12 @@ def end_child(order: Json) -> NoReturn:
 
 def import_all() -> None:
     """Import what the command imports, as it does."""
-    from ollama_prompt import cli, commands, console, held_session, host, indexer, lean, locks, render, turn
-    from ollama_prompt import plan as _  # noqa: F401
+    from ollama_prompt import host, lean
 
-    assert all((cli, commands, console, held_session, indexer, locks, render, turn))
+    for name in IMPORTED:
+        importlib.import_module(name)
     with lean.lean_imports(host.parse_host("127.0.0.1")):
-        from ollama_prompt import ollama
-
-        assert ollama
+        importlib.import_module("ollama_prompt.ollama")
 
 
 class Warm:
