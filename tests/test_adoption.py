@@ -22,7 +22,7 @@ from ollama_prompt import foreign_database, layout, locks
 from ollama_prompt.indexer import Indexer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from conftest import Run, Start
@@ -45,27 +45,6 @@ MODEL = {"model_name": "smollm2"}
 def database(home: Path) -> Path:
     """Where the index belongs, a database of 1.x with two sessions."""
     return make_1x(home / "sessions.db", session_1x(OLD, TALK, **MODEL), session_1x(OTHER, TALK, **MODEL))
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    """The server that forks commands."""
-    from warm import Warm
-
-    server = Warm(tmp_path_factory.mktemp("warm"))
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def quick(warm: Warm, environment: Env) -> Run:
-    """Like `run`, without the start of Python."""
-
-    def quick(*arguments: str, env: Env | None = None, **_: Any) -> Result:
-        warm.start(*arguments, env=environment | (env or {}))
-        return Result(*warm.end())
-
-    return quick
 
 
 def notes(result: Result) -> list[str]:

@@ -33,6 +33,12 @@ ONE, TWO, THREE = new_id(1), new_id(2), new_id(3)
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
 
+@pytest.fixture
+def run(quick: Run) -> Run:
+    """Hundreds of cases: without the start of Python."""
+    return quick
+
+
 def ask(run: Run, *args: str, prompt: str = "Hi", **more: Any) -> Json:
     """The turn that was printed."""
     return succeed(run("-p", prompt, *args, **more)).json

@@ -52,6 +52,12 @@ ollama_prompt.turn.take_turn = broken
 """
 
 
+@pytest.fixture
+def run(quick: Run) -> Run:
+    """Hundreds of cases: without the start of Python."""
+    return quick
+
+
 def kinds(events: list[Json]) -> list[str]:
     """What happened, repetitions left out."""
     found = [event["event"] for event in events]

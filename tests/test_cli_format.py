@@ -30,6 +30,12 @@ CITY = '{"city": "Köln", "people": 1000000}'
 HEAD = ["model", "created_at", "response"]
 
 
+@pytest.fixture
+def run(quick: Run) -> Run:
+    """Hundreds of cases: without the start of Python."""
+    return quick
+
+
 def inline(schema: Json) -> str:
     return json.dumps(schema)
 

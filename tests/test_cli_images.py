@@ -39,6 +39,12 @@ ASK = ("-p", "What is it?", "--model", "viewer")
 ONE = new_id(1)
 
 
+@pytest.fixture
+def run(quick: Run) -> Run:
+    """Hundreds of cases: without the start of Python."""
+    return quick
+
+
 @pytest.fixture(autouse=True)
 def pictures(tmp_path: Path) -> None:
     """Three of them, in the folder in which commands are run."""
@@ -625,7 +631,7 @@ def test_a_lock_that_is_held_elsewhere(start: Start, run: Run, home: Path, tmp_p
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Warm, Warm]]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Warm, Warm]]:
     """Two servers that fork commands, so that two run at once."""
     if sys.platform == "win32":
         pytest.skip("needs fork")
@@ -658,8 +664,8 @@ class Race:
 
 
 @pytest.fixture
-def race(warm: tuple[Warm, Warm], environment: dict[str, str], tmp_path: Path) -> Race:
-    return Race(warm, environment, tmp_path)
+def race(pair: tuple[Warm, Warm], environment: dict[str, str], tmp_path: Path) -> Race:
+    return Race(pair, environment, tmp_path)
 
 
 ROUNDS = 40
@@ -731,10 +737,9 @@ def test_a_turn_is_refused_while_another_takes_its_picture(
 @posix_only
 @pytest.mark.parametrize("session", ["new", "old"])
 def test_killed_at_every_step(
-    warm: tuple[Warm, Warm], environment: dict[str, str], home: Path, tmp_path: Path, ollama: StandIn, session: str
+    warm: Warm, environment: dict[str, str], home: Path, tmp_path: Path, ollama: StandIn, session: str
 ) -> None:
     """A record names only what is there, and the next command works."""
-    server, _ = warm
     before = tmp_path / "before"
     lay(home, JPEG)
     home.rename(before)
@@ -746,16 +751,16 @@ def test_killed_at_every_step(
         shutil.copytree(before, home)
 
     def command(*argv: str) -> Result:
-        server.start(*argv, env=environment)
-        return Result(*server.end())
+        warm.start(*argv, env=environment)
+        return Result(*warm.end())
 
     restore()
-    steps = len(server.steps(*ask, env=environment))
+    steps = len(warm.steps(*ask, env=environment))
     assert steps > 30
     for step in range(1, steps + 1):
         restore()
-        server.start(*ask, env=environment, die_at=step)
-        server.end()
+        warm.start(*ask, env=environment, die_at=step)
+        warm.end()
         there = home / "attachments"
         for name in named(home):
             assert name_of((there / name).read_bytes()) == name, f"step {step}: a record names what is not there"

@@ -21,7 +21,6 @@ from old_stores import said as said_1x
 from stores import fail, succeed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Run, Start
@@ -46,6 +45,12 @@ LIST: list[Json] = [
     {"role": "assistant", "content": "Hi!"},
 ]
 NOTHING_NEW = {"imported": 0, "sessions": []}
+
+
+@pytest.fixture
+def run(quick: Run) -> Run:
+    """Hundreds of cases: without the start of Python."""
+    return quick
 
 
 @pytest.fixture
@@ -116,27 +121,6 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     (tmp_path / "source").mkdir()
     made: Path = SOURCES[request.param](tmp_path / "source")
     return made
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    """The server that forks commands."""
-    from warm import Warm
-
-    server = Warm(tmp_path_factory.mktemp("warm"))
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def quick(warm: Warm, environment: Env) -> Run:
-    """Like `run`, without the start of Python."""
-
-    def quick(*arguments: str, env: Env | None = None, **_: Any) -> Result:
-        warm.start(*arguments, env=environment | (env or {}))
-        return Result(*warm.end())
-
-    return quick
 
 
 def imported(result: Result) -> list[str]:

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
+def run(quick: Run) -> Run:
+    """Hundreds of cases: without the start of Python."""
+    return quick
+
+
+@pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A directory to refer to."""
     folder = tmp_path / "project"

@@ -27,7 +27,7 @@ from ollama_prompt import interrupts
 from ollama_prompt.errors import Interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from conftest import Run, Start
@@ -192,16 +192,6 @@ def first_of(stored: dict[str, bytes]) -> str:
     return min(stored).removesuffix(".jsonl")
 
 
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    """The server that forks commands."""
-    from warm import Warm
-
-    server = Warm(tmp_path_factory.mktemp("warm"))
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def before(tmp_path: Path) -> Path:
     """Where a store will be with two sessions: the index knows one as it was earlier, and one not at all."""
@@ -234,8 +224,11 @@ def test_killed_at_every_step(crash: Crash, shard: int) -> None:
         crash.check(killed)
 
 
-@pytest.mark.parametrize("crash", ["new turn", "turn", "retry"], indirect=True)
-@pytest.mark.parametrize(("signal", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(
+    ("crash", "signal", "code"),
+    [("new turn", "SIGINT", 130), ("turn", "SIGTERM", 143), ("retry", "SIGINT", 130)],
+    indirect=["crash"],
+)
 def test_interrupted_at_every_step(crash: Crash, signal: str, code: int) -> None:
     codes = set()
     for step in range(1, crash.count() + 1):

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from conftest import Run, Start
     from standin import StandIn
-    from warm import Warm
 
 Json = dict[str, Any]
 Env = dict[str, str]
@@ -65,31 +64,6 @@ def check_next_turn(run: Run, path: Path, messages: int) -> None:
     now = path.read_bytes()
     assert now.startswith(before)
     assert json.loads(now.splitlines()[-1])["content"] == turn["response"]
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm | None]:
-    """The server that forks commands, where there is a fork."""
-    if sys.platform == "win32":
-        yield None
-        return
-    from warm import Warm
-
-    server = Warm(tmp_path_factory.mktemp("warm"))
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def quick(warm: Warm | None, run: Run, environment: Env) -> Run:
-    """Like `run`, for the many runs that need no start of Python: of input, folder and time they choose nothing."""
-
-    def quick(*arguments: str, env: Env | None = None, **_: Any) -> Result:
-        assert warm
-        warm.start(*arguments, env=environment | (env or {}))
-        return Result(*warm.end())
-
-    return quick if warm else run
 
 
 def prelude(folder: Path, code: str) -> Env:

@@ -19,6 +19,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -94,13 +95,16 @@ def run_child(order: Json) -> int:
         os.close(opened)
     os.environ.clear()
     os.environ.update(order["env"])
+    time.tzset()
+    os.chdir(order.get("cwd") or os.getcwd())
+    signal.alarm(order.get("timeout") or 0)
     number = getattr(signal, order.get("signal") or "SIGKILL")
     steps = Steps(order.get("die_at"), lambda: os.kill(os.getpid(), number))
     if "gate" in order:
         gate = os.open(order["gate"], os.O_RDONLY)
         os.read(gate, 1)
         os.close(gate)
-    else:
+    elif "die_at" in order or "steps" in order:
         steps.watch()
     from ollama_prompt.cli import main
 
@@ -161,7 +165,11 @@ class Warm:
         self._server.communicate(timeout=60)
 
     def start(self, *argv: str, env: dict[str, str], **more: Any) -> int:
-        """Start the command; its process id. `gate` names a FIFO that holds it until there is a byte to read."""
+        """Start the command; its process id.
+
+        `gate` names a FIFO that holds it until there is a byte to read; `in` a file for its stdin; `cwd` where it
+        runs; `timeout` after how many seconds it is killed.
+        """
         for name in ("out", "err"):
             (self.folder / name).write_bytes(b"")  # one that dies at once has printed nothing
         paths = {"in": os.devnull, "out": str(self.folder / "out"), "err": str(self.folder / "err")}
