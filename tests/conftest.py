@@ -157,10 +157,10 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def fresh(start: Start) -> Run:
+def new_python(start: Start) -> Run:
     """Run the command in a fresh Python to its end, with nothing on stdin unless `input` is given."""
 
-    def fresh(
+    def new_python(
         *args: str,
         input: str | bytes | None = None,  # noqa: A002
         env: dict[str, str] | None = None,
@@ -173,13 +173,13 @@ def fresh(start: Start) -> Run:
         out, err = process.communicate(given, timeout)
         return Result(process.returncode, out, err)
 
-    return fresh
+    return new_python
 
 
 @pytest.fixture
-def run(fresh: Run) -> Run:
+def run(new_python: Run) -> Run:
     """Run the command as users do. A file with hundreds of cases puts `quick` in its place."""
-    return fresh
+    return new_python
 
 
 @pytest.fixture(scope="session")
@@ -193,13 +193,13 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
 
 
 @pytest.fixture
-def quick(fresh: Run, request: pytest.FixtureRequest, environment: dict[str, str], tmp_path: Path) -> Run:
-    """Like `fresh`, but the process is forked from one that has imported everything: a tenth of the time.
+def quick(new_python: Run, request: pytest.FixtureRequest, environment: dict[str, str], tmp_path: Path) -> Run:
+    """Like `new_python`, but the process is forked from one that has imported everything: a tenth of the time.
 
-    Where there is no fork, or a test imports something of its own (PYTHONPATH), it is `fresh`.
+    Where there is no fork, or a test imports something of its own (PYTHONPATH), it is `new_python`.
     """
     if not hasattr(os, "fork"):
-        return fresh
+        return new_python
     server: Warm = request.getfixturevalue("warm")
 
     def quick(
@@ -210,7 +210,7 @@ def quick(fresh: Run, request: pytest.FixtureRequest, environment: dict[str, str
         timeout: float = 60,
     ) -> Result:
         if env and any(name.startswith("PYTHON") for name in env):
-            return fresh(*args, input=input, env=env, cwd=cwd, timeout=timeout)
+            return new_python(*args, input=input, env=env, cwd=cwd, timeout=timeout)
         more: dict[str, Any] = {"cwd": str(cwd or tmp_path), "timeout": int(timeout)}
         if input is not None:
             more["in"] = str(server.folder / "in")

@@ -236,7 +236,7 @@ SHARDS = 3
 
 @posix_only
 @pytest.mark.parametrize("shard", [0, *(pytest.param(shard, marks=pytest.mark.slow) for shard in range(1, SHARDS))])
-@pytest.mark.parametrize("command", ["listing", "turn", "import"])
+@pytest.mark.parametrize("command", ["listing", "turn", pytest.param("import", marks=pytest.mark.slow)])
 def test_killed_at_every_step(
     quick: Run, warm: Warm, environment: Env, home: Path, tmp_path: Path, database: Path, command: str, shard: int
 ) -> None:

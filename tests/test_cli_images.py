@@ -735,7 +735,7 @@ def test_a_turn_is_refused_while_another_takes_its_picture(
 
 
 @posix_only
-@pytest.mark.parametrize("session", ["new", "old"])
+@pytest.mark.parametrize("session", ["new", pytest.param("old", marks=pytest.mark.slow)])
 def test_killed_at_every_step(
     warm: Warm, environment: dict[str, str], home: Path, tmp_path: Path, ollama: StandIn, session: str
 ) -> None:

@@ -513,7 +513,7 @@ SHARDS = 2
 
 
 @pytest.mark.parametrize("shard", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("signal", ["SIGKILL", "SIGINT"])
+@pytest.mark.parametrize("signal", ["SIGKILL", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_cut_short_at_every_step_and_run_again(
     quick: Run, warm: Warm, environment: Env, home: Path, tmp_path: Path, both: Path, shard: int, signal: str
 ) -> None:
