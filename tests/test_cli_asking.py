@@ -32,6 +32,12 @@ TURN_KEYS = [
 WINDOW_KEYS = ["tokens", "limit", "num_ctx", "messages_sent", "messages_left_out", "truncated"]
 
 
+@pytest.fixture
+def run(quick: Run) -> Run:
+    """Hundreds of cases: without the start of Python."""
+    return quick
+
+
 def ask(run: Run, *args: str, **more: Any) -> Json:
     """The turn that was printed."""
     return succeed(run("-p", "Hi", *args, **more)).json

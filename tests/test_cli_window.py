@@ -22,6 +22,12 @@ Json = dict[str, Any]
 TINY = {"limit": 1000, "capabilities": ["completion"]}
 
 
+@pytest.fixture
+def run(quick: Run) -> Run:
+    """Hundreds of cases: without the start of Python."""
+    return quick
+
+
 def ask(run: Run, session: Path | None, *args: str, prompt: str = "Hi") -> Json:
     """The turn that was printed; `session` is the file of the session to go on with."""
     follow = ("--session-id", session.stem) if session else ()

@@ -66,7 +66,12 @@ def commands(home: Path) -> dict[str, tuple[str, ...]]:
 
 NAMES = ("new turn", "turn", "continue", "fork", "undo", "retry", "listing", "purge", "delete", "reindex")
 CASES = [(name, shard) for name in NAMES for shard in range(SHARDS)]
-IN_CALLS = [name for name in NAMES if name not in {"continue", "listing"}]
+EACH_STEP = [
+    # A purge takes four times as long as others.
+    pytest.param(*case, marks=[pytest.mark.slow] if case[0] == "purge" and case[1] else [])
+    for case in CASES if case[0] != "continue"
+]  # fmt: skip
+IN_CALLS = [name for name in NAMES if name not in {"continue", "listing", "purge"}]
 
 
 class Crash:
@@ -213,7 +218,7 @@ def crash(
     return Crash(request.param, warm, before, home, environment, ollama)
 
 
-@pytest.mark.parametrize(("crash", "shard"), [case for case in CASES if case[0] != "continue"], indirect=["crash"])
+@pytest.mark.parametrize(("crash", "shard"), EACH_STEP, indirect=["crash"])
 def test_killed_at_every_step(crash: Crash, shard: int) -> None:
     count = crash.count()
     assert count > 5

@@ -43,6 +43,12 @@ OK = ""
 READ, WRITE = "store_unreadable", "store_write_failed"
 
 
+@pytest.fixture
+def run(quick: Run) -> Run:
+    """Hundreds of cases: without the start of Python."""
+    return quick
+
+
 def on(session_id: str, prompt: str = "Hi") -> tuple[str, ...]:
     """The arguments of a turn on a session."""
     return ("--session-id", session_id, "-p", prompt)
