@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ollama_prompt import interrupts
+from ollama_prompt import interrupts, lean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def main() -> NoReturn:
     """Run the command, and end the process with its exit code."""
     interrupts.install()  # Ctrl-C must show no traceback, from the first import on
-    from ollama_prompt import cli
+    with lean.without_translations():
+        from ollama_prompt import cli
 
     # All is written and flushed. The end of the interpreter would free every object, give up the handlers of
     # signals before it is through, and unload the library of the embedded model, which may crash.

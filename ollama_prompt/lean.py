@@ -1,7 +1,7 @@
-"""Leave out what a client needs none of while the HTTP library is imported.
+"""Leave out of an import what this program needs none of.
 
-Only for a process that is ours alone, so only for the command: hidden modules stay unknown to the
-modules that looked for them. All of these look for them in a `try`, and do without.
+Only for a process that is ours alone, so only for the command: a module keeps what it was given, or not given,
+while it was imported.
 """
 
 from __future__ import annotations
@@ -17,11 +17,30 @@ if TYPE_CHECKING:
 
 
 @contextmanager
+def without_translations() -> Iterator[None]:
+    """Inside, import argparse: it looks for no translations of its messages. They are English here, as ours are.
+
+    At every start it would import gettext and locale and look through the system's folders: 6 % of --help.
+    """
+    untranslated = type(sys)("gettext")
+    untranslated.gettext = lambda message: message  # type: ignore[attr-defined]
+    untranslated.ngettext = lambda one, many, n: one if n == 1 else many  # type: ignore[attr-defined]
+    real = sys.modules.get("gettext")
+    sys.modules["gettext"] = untranslated
+    try:
+        yield
+    finally:
+        del sys.modules["gettext"]
+        if real:
+            sys.modules["gettext"] = real
+
+
+@contextmanager
 def lean_imports(host: Host) -> Iterator[None]:
     """Inside, import `ollama` and make its client; for plain http to this machine TLS is left out.
 
     For all other hosts httpcore is kept from importing anyio, and with it asyncio: a client that never
-    awaits needs neither.
+    awaits needs neither. All of these are imported in a `try`, by modules that do without.
     """
     unneeded = ("ssl",) if host.is_plain_loopback else ("anyio", "trio")
     hidden = [name for name in unneeded if name not in sys.modules]

@@ -31,6 +31,8 @@ class Loopback(httpx.BaseTransport):
 
     def __init__(self, host: str, port: int) -> None:
         self._connection = HTTPConnection(host, port)
+        # As bytes the name goes to the system as it is; for a str, socket imports the codec of foreign names.
+        self._connection.host = host.encode("ascii")  # type: ignore[assignment]
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request; the answer's body is read later, as it comes."""

@@ -200,8 +200,9 @@ def test_only_what_is_declared_is_imported() -> None:
 def loaded(environment: dict[str, str], *args: str) -> set[str]:
     """The modules that a run of the command loads, beyond those that Python starts with."""
     code = (
-        "import sys; before = set(sys.modules); from ollama_prompt.cli import main; main(sys.argv[1:]);"
-        "open(3, 'w').write('\\n'.join(set(sys.modules) - before))"
+        "import os, sys; before = set(sys.modules);"
+        "os._exit = lambda code: open(3, 'w').write('\\n'.join(set(sys.modules) - before));"
+        "from ollama_prompt.__main__ import main; main()"
     )
     command = ["bash", "-c", 'exec 3>&1 >/dev/null 2>&1; exec "$0" -c "$@"', sys.executable, code, *args]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
@@ -218,7 +219,8 @@ def test_help_and_version_import_next_to_nothing(environment: dict[str, str]) ->
         modules = loaded(environment, flag)
         none_of(modules)
         ours = {name.removeprefix("ollama_prompt.") for name in modules if name.startswith("ollama_prompt.")}
-        assert ours == {"cli", "config", "console", "errors", "flags", "interrupts", "text"}
+        assert ours == {"__main__", "cli", "config", "console", "errors", "flags", "interrupts", "lean", "text"}
+        assert not modules & {"gettext", "locale"}
 
 
 def test_usage_errors_are_found_before_anything_is_imported(environment: dict[str, str]) -> None:
@@ -252,4 +254,4 @@ def test_a_turn_without_a_session_needs_neither_locks_nor_index(environment: dic
 def test_a_turn_needs_no_async(environment: dict[str, str], ollama: StandIn) -> None:
     modules = loaded(environment, "-p", "Hi")
     assert {"httpx", "filelock", "sqlite3", "orjson"} <= modules
-    assert not modules & {"anyio", "httpcore", "xllamacpp", "click", "rich"}
+    assert not modules & {"anyio", "httpcore", "xllamacpp", "click", "rich", "gettext", "encodings.idna"}
