@@ -7,6 +7,7 @@ break off in the middle, and a server that knows no schemas ignores them: so the
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 from ollama_prompt.errors import IncompleteAnswer
 from ollama_prompt.text import DEEPEST, decode, sendable
@@ -22,6 +23,8 @@ LONGEST_REASON = 300
 """What does not fit the schema may be the whole answer: of that, no more is shown than these characters."""
 _DATA = ("const", "default", "enum", "examples")
 """Keywords below which there are values, not schemas."""
+_WITH_PATTERNS = ("pattern", "patternProperties", "unevaluatedProperties")
+"""Keywords that search by regular expressions, besides additionalProperties beside one of them."""
 
 
 def wanted(text: str) -> str | dict[str, Any]:
@@ -58,14 +61,39 @@ def parse(answer: str, is_cut: bool = False) -> Any:
 def mismatch(value: Any, schema: dict[str, Any]) -> str | None:
     """Where a value is not what the schema asks for; None if it is, or if that cannot be told."""
     from jsonschema.exceptions import best_match
-    from referencing import Registry
 
     try:
-        # Its own registry: the default one would fetch what a "$ref" names from the network.
-        found = best_match(_validator(schema)(schema, registry=Registry()).iter_errors(value))
-    except Exception:  # a schema may refer to itself without end, or hold patterns that Python cannot read
+        found = best_match(_errors(value, schema))
+    except Exception:  # it compares them by what a schema says that may be nonsense
         return None
     return _shortened(f"{found.json_path}: {found.message}") if found else None
+
+
+def _errors(value: Any, schema: dict[str, Any]) -> Iterator[Any]:
+    """What is wrong with a value, as far as it can be told."""
+    from referencing import Registry
+
+    # Its own registry: the default one would fetch what a "$ref" names from the network.
+    checker = _without_patterns(_validator(schema))(schema, registry=Registry())
+    with suppress(Exception):  # a schema may refer to itself without end
+        yield from checker.iter_errors(value)
+
+
+def _without_patterns(validator: Any) -> Any:
+    """The class, ending where it had to try a pattern: it is one of ECMA 262, and may take Python for ever."""
+    from jsonschema import validators
+
+    extend: Any = validators.extend  # its stubs have no types
+
+    def untried(_: Any, __: Any, value: Any, ___: dict[str, Any]) -> None:
+        if isinstance(value, (str, dict)):
+            raise ValueError("a pattern is not tried")
+
+    def additional(checker: Any, keyword: Any, value: Any, schema: dict[str, Any]) -> Any:
+        check = untried if "patternProperties" in schema else validator.VALIDATORS["additionalProperties"]
+        return check(checker, keyword, value, schema)
+
+    return extend(validator, {**dict.fromkeys(_WITH_PATTERNS, untried), "additionalProperties": additional})
 
 
 def _check(schema: dict[str, Any]) -> None:

@@ -345,6 +345,13 @@ def test_a_schema_that_has_no_end(run: Run, ollama: StandIn) -> None:
     assert result.json["parsed"] == {"ok": True}
 
 
+def test_a_pattern_that_takes_for_ever(run: Run, ollama: StandIn) -> None:
+    answer = json.dumps("a" * 50 + "!")
+    ollama.set(answer=answer)
+    result = succeed(run("-p", "Hi", "--format", '{"type": "string", "pattern": "^(a+)+$"}', timeout=20))
+    assert result.json["response"] == answer
+
+
 # -- think -------------------------------------------------------------------------------------------------
 
 LEVELS = [

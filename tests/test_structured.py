@@ -314,11 +314,33 @@ def test_what_does_not_match_is_said_in_few_words() -> None:
         (1, {"$ref": "#/a", "a": 3}),
         ("x", {"$ref": "#/a", "a": {"pattern": "("}}),
         ("x", {"pattern": r"^\p{L}+$"}),
+        ("a" * 50 + "!", {"pattern": "^(a+)+$"}),  # would take for ever
+        ({"a" * 50 + "!": 1}, {"patternProperties": {"^(a+)+$": {}}}),
+        ({"a" * 50 + "!": 1}, {"additionalProperties": False, "patternProperties": {"^(a+)+$": {}}}),
+        ({"a" * 50 + "!": 1}, {"unevaluatedProperties": False, "allOf": [{"patternProperties": {"^(a+)+$": {}}}]}),
+        ("x", {"not": {"pattern": "y"}}),
         (10**400, {"multipleOf": 0.5}),
     ],
 )
 def test_where_it_cannot_be_told_nothing_is_said(value: object, schema: Json) -> None:
     assert structured.mismatch(value, schema) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([], "$: [] is not of type 'object'"),
+        ({}, "$: 'name' is a required property"),
+        ({"name": None}, None),
+        ({"name": 5}, "$.name: 5 is not valid under any of the given schemas"),
+        ({"name": "b"}, None),
+        ({"x": 1, "name": "a"}, "$: Additional properties are not allowed ('x' was unexpected)"),
+    ],
+)
+def test_with_patterns_it_is_told_as_far_as_it_can(value: object, said: str | None) -> None:
+    name = {"anyOf": [{"pattern": "^(a+)+$", "type": "string"}, {"type": "null"}]}
+    more = {"additionalProperties": False, "properties": {"name": name}, "required": ["name"], "type": "object"}
+    assert structured.mismatch(value, more) == said
 
 
 def test_no_schema_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
