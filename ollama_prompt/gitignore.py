@@ -55,14 +55,26 @@ def _patterns(data: bytes) -> list[Pattern]:
     patterns: list[Pattern] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for line in data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").split("\n"):
-            # pathspec reads dir/**/ as dir/, git as all directories below it.
-            means = re.sub(r"/\*\*/\s*$", "/**/*/", line)
+        for line in data.removeprefix(b"\xef\xbb\xbf").decode("latin-1").split("\n"):
             with suppress(ValueError, re.error):  # git passes over lines that mean nothing, too
-                pattern = GitIgnoreSpecPattern(means)
+                pattern = GitIgnoreSpecPattern(_for_pathspec(line))
                 if pattern.regex is not None and pattern.include is not None:
                     patterns.append((pattern.regex, pattern.include))
     return patterns[::-1]
+
+
+def _for_pathspec(line: str) -> str:
+    """A line so that pathspec reads it as git does.
+
+    At its end git drops one CR and the spaces, pathspec any white space: `Icon` and two CRs, which everybody has from
+    the template for macOS, would hide all folders Icon. And dir/**/ means all directories below dir, not dir itself.
+    """
+    line = line.removesuffix("\r")
+    bare = line.rstrip(" ")
+    if bare != line and bare.endswith("\\"):
+        bare += " "
+    bare = re.sub(r"\\?(\s)\Z", r"[\1]", bare)
+    return re.sub(r"/\*\*/\Z", "/**/*/", bare)
 
 
 def _means(pattern: re.Pattern[str], path: str, is_folder: bool) -> bool:
@@ -82,4 +94,5 @@ def _means(pattern: re.Pattern[str], path: str, is_folder: bool) -> bool:
 
 
 def _slashed(path: str) -> str:
-    return path.replace(os.sep, "/")
+    """A path as git compares it: byte by byte."""
+    return os.fsencode(path.replace(os.sep, "/")).decode("latin-1")

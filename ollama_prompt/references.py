@@ -8,8 +8,8 @@
     \\@./app.py                      the text @./app.py itself
 
 A reference is `@` and a path sign (./ ../ /), not after a word: `me@host`, `@name` and `@media` are text. It ends
-at white space or where the next one starts; punctuation at its end belongs to the sentence, unless a file has that
-very name. What a reference brings is not looked through for references.
+at white space or where the next one starts; punctuation at its end, an 's or a </tag> belongs to the sentence, unless
+a file has that very name. What a reference brings is not looked through for references.
 
 - Nothing outside of the root is read, but for .gitignore files above it. A path is resolved, must lie inside, and is
   then opened step by step from an open root (`directories`): what has become a link meanwhile is refused.
@@ -150,7 +150,9 @@ def _parse_quoted(text: str, at: int) -> _Reference:
 def _candidates(token: str) -> Iterator[str]:
     """The token, and what is left of it as its end is given to the sentence. `dir/.` means dir/ and a full stop."""
     sign = re.match(_SIGN, token)
-    shortest = max(sign.end() if sign else 0, len(token.rstrip(_AFTER_PATH)))
+    bare = token.partition("</")[0].rstrip(_AFTER_PATH)  # as in <file>@./a.py</file>
+    bare = bare.removesuffix("'s").removesuffix("\u2019s")
+    shortest = max(sign.end() if sign else 0, len(bare))
     for end in range(min(len(token), shortest + _LONGEST_NAME), shortest - 1, -1):
         if not _ends_in_full_stop(token, end):
             yield token[:end]
@@ -171,7 +173,7 @@ def _parse_pattern(text: str, at: int, before: str) -> tuple[str, int]:
     quoted = re.compile(r"""(["'])((?:\\.|(?!\1)[^\\\n])*)\1""").match(text, at)
     if quoted:
         return quoted[2], quoted.end()
-    run = re.compile(r"\S*").match(text, at)
+    run = re.compile(r"(?:(?!</)\S)*" if before == ">" else r"\S*").match(text, at)  # <x>@./:search:y</x>
     pattern = run.group() if run else ""
     if pattern[:1] in {'"', "'"}:
         message = f"the quote in :search:{pattern[:60]} is not closed"
@@ -227,6 +229,7 @@ class _Reader:
 
     def read(self, reference: _Reference) -> str:
         """The text that a reference names. Raises `ReferenceFailed`, for foreign errors too."""
+        hint = _LITERALLY
         try:
             return self._content(reference)
         except _Refused as error:
@@ -235,11 +238,14 @@ class _Reader:
             reason = "it is neither a file nor a directory"
         except RecursionError:  # os.path.realpath follows a chain of links by recursion
             reason = os.strerror(errno.ELOOP)
+        except FileNotFoundError as error:
+            reason = self._reason(error, reference)
+            hint = f'quotes say where a path ends: @"./my file.txt"; {_LITERALLY}'
         except OSError as error:
             reason = self._reason(error, reference)
         except ValueError:  # a NUL, or half of a surrogate pair
             reason = "nothing can have this name"
-        raise ReferenceFailed(f"cannot read {reference.typed}: {reason}", hint=_LITERALLY)
+        raise ReferenceFailed(f"cannot read {reference.typed}: {reason}", hint=hint)
 
     def _reason(self, error: OSError, reference: _Reference) -> str:
         """What the operating system said, and of what, unless that is the path as it was typed or a part of it."""

@@ -178,6 +178,11 @@ def test_what_a_reference_brings_is_not_looked_through(repo: Path) -> None:
         ("@./a.py\u3000x", "A\u3000x"),
         ("@./a.py\r\nx", "A\r\nx"),
         ("@./x@y.", "D."),
+        ("Is @./a.py's end right?", "Is A's end right?"),
+        ("(@./a.py\u2019s)", "(A\u2019s)"),
+        ("'@./a.py's'", "'A's'"),
+        ("<file>@./a.py</file>", "<file>A</file>"),
+        ("<ls>@./:list.</ls>, <f>'@./b'</f>", "<ls>a.py\nb\nx@y.</ls>, <f>'B'</f>"),
     ],
 )
 def test_punctuation_at_the_end_is_the_sentences(repo: Path, prompt: str, meant: str) -> None:
@@ -187,6 +192,8 @@ def test_punctuation_at_the_end_is_the_sentences(repo: Path, prompt: str, meant:
 
 def test_a_file_of_that_very_name_wins(repo: Path) -> None:
     put(repo, {"a": "1", "a.": "2", "a.)": "3", "d/:list": "4", "d/x": "", "d/:search:x": "5", "e:tree": "6"})
+    put(repo, {"it's": "7"})
+    put(repo, {} if os.name == "nt" else {"f</g": "8"})
     if os.name != "nt":
         assert brought("@./a.).") == "3."
         assert brought("@./a.)") == "3"
@@ -194,6 +201,9 @@ def test_a_file_of_that_very_name_wins(repo: Path) -> None:
     assert brought("@./a,") == "1,"
     assert brought("@./d/:list, @./d/:search:x") == "4, 5"
     assert brought("@./e:tree") == "6"
+    assert brought("@./it's.") == "7."
+    if os.name != "nt":
+        assert brought("@./f</g</x>") == "8</x>"
 
 
 @pytest.mark.parametrize(
@@ -217,8 +227,11 @@ def test_dots_at_the_end(repo: Path, prompt: str, meant: str) -> None:
 
 def test_what_is_not_there_is_named_without_punctuation(repo: Path) -> None:
     assert "@./nope.py:" in refused("See (@./nope.py).").message
+    assert "@./nope.py:" in refused("What is @./nope.py's job?").message
     assert "@./no/..:" not in refused("@./no/...").message
     assert r"\@" in str(refused("@./nope").hint)
+    assert "@./<name>.py:" in refused("@./<name>.py").message
+    assert '@"./my file.txt"' in str(refused("<file>@./nope</file>").hint)
 
 
 def test_spaces_in_quotes(repo: Path) -> None:
@@ -425,6 +438,8 @@ def test_where_a_pattern_ends(typed: str, pattern: str) -> None:
 
 def test_a_pattern_in_angle_brackets() -> None:
     assert references._parse("<@./:search:x>", 2, lambda _: False).pattern == "x"
+    assert references._parse("<x>@./:search:(<b>|y)</x>", 4, lambda _: False).pattern == "(<b>|y)"
+    assert references._parse("@./:search:</x>", 1, lambda _: False).pattern == "</x>"
 
 
 @pytest.mark.parametrize("pattern", ["(", "*", "[", "a{9999999999999}", "(?P<a", "(" * 5000, "(?<=a*)b", "\\"])
@@ -877,6 +892,15 @@ def test_odd_gitignores(repo: Path) -> None:
     ignore = b"\xef\xbb\xbfa\r\nb  \n\\#c\n[\n\\\n!\n/\ncaf\xe9\n\\!d"
     put(repo, {".gitignore": ignore, "a": "x", "b": "x", "#c": "x", "!d": "x", "e/.gitignore/x": "x", "f": "x"})
     assert files() == ["e/.gitignore/x", "f"]
+
+
+@linux
+def test_white_space_at_the_end_of_a_line(repo: Path) -> None:
+    put(repo, {".gitignore": b"Icon\r\r\na\t\r\nb\\  \nc\\\t\nsp \r\n\xc3\xa0\n?y\n \n\t\n"})
+    ignored = ["Icon\r", "a\t", "b ", "c\t", "sp", "\u00e0", "xy"]
+    kept = ["Icon/x", "a", "b", "c", "\u00c3", "\u00e9y"]
+    put(repo, {"Icon\r": "x", **dict.fromkeys([*ignored, *kept], "x")})
+    assert files() == sorted(kept)
 
 
 @posix
