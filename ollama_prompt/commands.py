@@ -150,13 +150,25 @@ def import_(
     lock_timeout: float,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Bring conversations of other programs along; without a path those that ollama-prompt 1.x left."""
+    """Bring conversations of other programs along; without a path those that ollama-prompt 1.x left.
+
+    A database that cannot be read holds up no other; it is raised at the end.
+    """
+    from ollama_prompt.errors import OllamaPromptError
+
     imported: dict[str, None] = {}
     skipped = 0
+    failed: list[OllamaPromptError] = []
     for place in [path] if path else _places_of_1x(indexer, environ):
-        new, known = indexer.import_from(place, lock_timeout, progress)
+        try:
+            new, known = indexer.import_from(place, lock_timeout, progress)
+        except OllamaPromptError as error:
+            failed.append(error)
+            continue
         imported.update(dict.fromkeys(new))
         skipped += known
+    if failed:
+        raise failed[0]
     return {"imported": len(imported), "skipped": skipped, "sessions": list(imported)}
 
 

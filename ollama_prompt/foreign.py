@@ -1,6 +1,6 @@
 """Conversations of other programs → our records. Reads only; what is made of them is stored elsewhere.
 
-    read(path, note) → Source: how many conversations there are, then each as a Conversation
+    with read(path, note) as (total, conversations)     how many there are at most, and each as a Conversation
       foreign_1x        a database of ollama-prompt 1.x
       foreign_llm       a database of llm
       foreign_json      a list of messages, or an object with some
@@ -16,18 +16,18 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 from ollama_prompt import foreign_1x, foreign_database, foreign_json, foreign_llm
 from ollama_prompt.errors import ImportFailed
-from ollama_prompt.foreign_database import MAGIC, opened
+from ollama_prompt.foreign_database import MAGIC, cannot_read, opened
 from ollama_prompt.text import valid_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from ollama_prompt.drafts import Conversation, Note
+    from ollama_prompt.drafts import Note
     from ollama_prompt.foreign_database import Found
 
 _TAKEN = "name the sessions.db of ollama-prompt 1.x, the logs.db of llm, or a file with a JSON list of messages"
@@ -35,27 +35,11 @@ _TAKEN = "name the sessions.db of ollama-prompt 1.x, the logs.db of llm, or a fi
 watched = foreign_database.watched
 
 
-class Source:
-    """Conversations, read one by one, once; `total` is how many there are at most.
-
-    The file is open until the last was read, or the reader gave up. Raises `ImportFailed`, also on the way.
-    """
-
-    def __init__(self, total: int, conversations: Iterable[Conversation], opened: ExitStack) -> None:
-        self.total = total
-        self._conversations = conversations
-        self._opened = opened
-
-    def __iter__(self) -> Iterator[Conversation]:
-        with self._opened:
-            yield from self._conversations
-
-
-def read(path: str, note: Note) -> Source:
-    """The conversations in a file. Raises `ImportFailed`."""
+@contextmanager
+def read(path: str, note: Note) -> Iterator[Found]:
+    """The conversations in a file, to be gone through once. Raises `ImportFailed`, also on the way."""
     with ExitStack() as stack:
-        total, conversations = _found(path, note, stack)
-        return Source(total, conversations, stack.pop_all())
+        yield _found(path, note, stack)
 
 
 def _found(path: str, note: Note, stack: ExitStack) -> Found:
@@ -63,12 +47,12 @@ def _found(path: str, note: Note, stack: ExitStack) -> Found:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for, a device has no end
             raise ImportFailed(f"{valid_text(path)} is no file", hint=_TAKEN)
         with open(path, "rb") as file:
-            head = file.read(len(MAGIC))
+            head, file_time = file.read(len(MAGIC)), os.fstat(file.fileno()).st_mtime
             data = head + file.read() if head != MAGIC else b""
     except (OSError, ValueError, MemoryError) as error:
-        raise _cannot_read(path, error) from error
+        raise cannot_read(path, error) from error
     if head != MAGIC:
-        return 1, [foreign_json.conversation(path, data, os.path.getmtime(path), note)]
+        return 1, [foreign_json.conversation(path, data, file_time, note)]
     database = stack.enter_context(opened(path))
     if foreign_1x.is_in(database):
         return foreign_1x.conversations(database, note)
@@ -78,11 +62,6 @@ def _found(path: str, note: Note, stack: ExitStack) -> Found:
         hint = "the conversations are the files in the folder sessions: copy those into another store's"
         raise ImportFailed(f"{valid_text(path)} is only the index of ollama-prompt", hint=hint)
     raise ImportFailed(f"{valid_text(path)} is a database of another program", hint=_TAKEN)
-
-
-def _cannot_read(path: str, error: Exception) -> ImportFailed:
-    reason = getattr(error, "strerror", None) or str(error) or "it is too large"
-    return ImportFailed(f"cannot read {valid_text(path)}: {reason}", hint="look at the path, and who may read it")
 
 
 def is_1x(path: str) -> bool:

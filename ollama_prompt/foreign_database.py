@@ -8,6 +8,7 @@ All that sqlite3 can raise becomes `ImportFailed` here, and only here.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -30,8 +31,6 @@ MAGIC = b"SQLite format 3\0"
 PATIENCE = 5.0
 """Seconds to wait for a program that holds its database."""
 
-_PLAIN = b"/-._~:0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-
 
 class _Damaged(ImportFailed):
     """A database, or a part of it, cannot be read."""
@@ -39,6 +38,15 @@ class _Damaged(ImportFailed):
     def __init__(self, path: str, reason: object) -> None:
         hint = 'take a copy from a backup; or "sqlite3 FILE .recover" saves what can be saved'
         super().__init__(f"{valid_text(path)} is damaged: {reason}", hint=hint)
+
+
+def cannot_read(path: str, error: Exception) -> ImportFailed:
+    """What else keeps a file from being read."""
+    reason = getattr(error, "strerror", None) or str(error) or "it is too large"
+    hint = "look at the path, and who may read it"
+    if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
+        hint = "a copy of it is read: make room for that, or let TMPDIR name another folder"
+    return ImportFailed(f"cannot read {valid_text(path)}: {reason}", hint=hint)
 
 
 class _Unrecovered(Exception):
@@ -66,11 +74,11 @@ class Database:
         return self._columns[table]
 
     def select(self, table: str, wanted: tuple[str, ...], where: str, *values: object) -> list[Row]:
-        """Rows by column; a column that this release of the program did not have is None."""
-        there = self.columns(table) | {"rowid"}
-        if len(there) == 1:
+        """Rows by column; a column that this release of the program did not have is None, a table has no rows then."""
+        columns = self.columns(table)
+        if not columns:
             return []
-        named = ", ".join(name if name in there else f"NULL AS {name}" for name in wanted)
+        named = ", ".join(name if name in {"rowid", *columns} else f"NULL AS {name}" for name in wanted)
         rows = self.rows(f"SELECT {named} FROM {table} WHERE {where}", *values)
         return [dict(zip(wanted, row, strict=True)) for row in rows]
 
@@ -82,8 +90,8 @@ class Database:
             try:
                 self.rows("BEGIN")
                 made = conversation(item)
-            except _Damaged as error:
-                note(f"{name}: left out: {error}")
+            except (_Damaged, MemoryError) as error:
+                note(f"{name}: left out: {str(error) or 'it is too large'}")
                 made = None
             finally:
                 with suppress(sqlite3.Error):
@@ -100,13 +108,13 @@ def opened(path: str) -> Iterator[Database]:
 
 
 def _opened(path: str, stack: ExitStack) -> Database:
-    if not _gets_files(path):
-        with suppress(_Unrecovered):
-            return _connected(path, "mode=ro", stack)
     try:
-        return _connected(_copied(path, stack), "mode=rw", stack)
-    except _Unrecovered as error:
-        raise ImportFailed(f"cannot read {valid_text(path)}: {error}") from error
+        if not _gets_files(path):
+            with suppress(_Unrecovered):
+                return _connected(path, _uri(path, "mode=ro"), stack)
+        return _copied(path, stack)
+    except (OSError, _Unrecovered) as error:
+        raise cannot_read(path, error) from error
 
 
 def _gets_files(path: str) -> bool:
@@ -115,28 +123,31 @@ def _gets_files(path: str) -> bool:
     One with a write-ahead log gets a log and an index of it from whoever opens it, unless another program that has
     it open has made them.
     """
-    with _as_import_failed(path), open(path, "rb") as file:
+    with open(path, "rb") as file:
         is_logged = file.read(20)[18:] == b"\2\2"
     return is_logged and not os.path.exists(path + "-shm")
 
 
-def _copied(path: str, stack: ExitStack) -> str:
+def _copied(path: str, stack: ExitStack) -> Database:
     """A copy in a folder where SQLite may do what has to be done before it can be read."""
     import shutil
     import tempfile
 
-    with _as_import_failed(path):
-        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        copy = os.path.join(folder, "copy.db")
-        for suffix in ("-wal", "-journal", ""):
-            with suppress(FileNotFoundError):
-                shutil.copyfile(path + suffix, copy + suffix)
-    return copy
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    stack.callback(folder.cleanup)
+    copy = os.path.join(folder.name, "copy.db")
+    for suffix in ("-wal", "-journal", ""):
+        with suppress(FileNotFoundError):
+            shutil.copyfile(path + suffix, copy + suffix)
+    database = _connected(path, _uri(copy, "mode=rw"), stack)
+    folder.cleanup()  # what is open needs no name (but on Windows): so a process that is ended leaves no copy behind
+    return database
 
 
-def _connected(path: str, way: str, stack: ExitStack) -> Database:
+def _connected(path: str, uri: str, stack: ExitStack) -> Database:
+    """`path` is how messages name the database."""
     try:
-        connection = sqlite3.connect(_uri(path, way), uri=True, timeout=PATIENCE, isolation_level=None)
+        connection = sqlite3.connect(uri, uri=True, timeout=PATIENCE, isolation_level=None)
         stack.enter_context(closing(connection))
         connection.text_factory = text_of
         connection.execute("PRAGMA trusted_schema = OFF")
@@ -187,7 +198,7 @@ def _translated(path: str) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise _failure(path, error) from error
-    except (sqlite3.Error, OverflowError, MemoryError) as error:
+    except (sqlite3.Error, OverflowError) as error:
         raise _Damaged(path, error) from error
 
 
@@ -198,20 +209,13 @@ def _failure(path: str, error: sqlite3.OperationalError) -> ImportFailed:
         return ImportFailed(f"{valid_text(path)} is locked", hint=hint)
     if "no such" in said or "I/O" in said or "too big" in said:
         return _Damaged(path, said)
-    return ImportFailed(f"cannot read {valid_text(path)}: {said}", hint="look at the path, and who may read it")
-
-
-@contextmanager
-def _as_import_failed(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ImportFailed(f"cannot read {valid_text(path)}: {error.strerror or error}") from error
+    return cannot_read(path, error)
 
 
 def _uri(path: str, way: str) -> str:
+    from urllib.parse import quote
+
     if os.sep == "\\":
         path = path.replace("\\", "/")
     path = path if path.startswith("/") else "/" + path
-    quoted = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in os.fsencode(path))
-    return f"file://{quoted}?{way}"
+    return f"file://{quote(os.fsencode(path), safe='/:')}?{way}"

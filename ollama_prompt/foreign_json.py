@@ -61,8 +61,8 @@ def _parsed(path: str, data: bytes) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise _no_conversation(path, f"is neither a SQLite database nor JSON: {error.msg} in {where}") from None
-    except (ValueError, RecursionError) as error:
-        raise _no_conversation(path, f"is no JSON that can be read: {error}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise _no_conversation(path, f"is no JSON that can be read: {str(error) or 'it is too large'}") from None
 
 
 def _no_conversation(path: str, problem: str) -> ImportFailed:
@@ -112,11 +112,11 @@ def session(
     draft.set(settings)
     for message in said:
         _add(draft, message)
+    began = time_of(data.get("created_at"), local=True)
     last_used = time_of(data.get("last_used"), local=True)
-    newest = max((record["created_at"] for record in draft.records if record["created_at"]), default=None)
+    newest = max((record["created_at"] for record in draft.records if record["created_at"]), default=began)
     if last_used and newest and newest < last_used:
         draft.mark({}, last_used, draft.id_of("used", text_of(data.get("last_used"))))
-    began = time_of(data.get("created_at"), local=True)
     return draft.done(origin, began, last_used or file_time)
 
 

@@ -150,13 +150,13 @@ class Indexer:
         self.catalogue.is_silent = True  # all that is to be said of it is said here
         path = self.layout.index
         try:
-            with self._lock("index", ADOPTION_SECONDS):
+            with self._lock("index", ADOPTION_SECONDS, self._note_waiting):
                 if not self._is_1x():
                     return  # another process did it
                 self._note(f"{path} is a database of ollama-prompt 1.x: importing its sessions …")
                 imported, known, aside = self._import_and_set_aside(path)
         except (OllamaPromptError, OSError) as error:
-            self._note(f"it stays where it is, and the next start tries again: {error}")
+            self._note(f"{path} stays where it is, and the next start tries again: {error}")
             return
         self._adopted = dict.fromkeys((path, aside), (imported, known))
         self._note(f"sessions imported: {len(imported)}; the database is kept as {aside}")
@@ -176,16 +176,16 @@ class Indexer:
         imported: list[str] = []
         failed: list[StoreError] = []
         skipped = 0
-        source = foreign.read(path, self._note)
-        for number, conversation in enumerate(source):
-            progress(number, source.total)
-            try:
-                session_id = self._bring_in(conversation, lock_timeout)
-            except StoreError as error:
-                failed.append(error)
-                continue
-            imported += [session_id] if session_id else []
-            skipped += not session_id
+        with foreign.read(path, self._note) as (total, conversations):
+            for number, conversation in enumerate(conversations):
+                progress(number, total)
+                try:
+                    session_id = self._bring_in(conversation, lock_timeout)
+                except StoreError as error:
+                    failed.append(error)
+                    continue
+                imported += [session_id] if session_id else []
+                skipped += not session_id
         if failed:
             failed[0].message += f"; {len(imported)} sessions were imported"
             raise failed[0]
@@ -311,7 +311,11 @@ class Indexer:
 
         Raises `StoreError`s.
         """
-        for session_id in conversation.ids:
+        ids = conversation.ids
+        if len(ids) > 1:  # it may be there under a later id, because what had an earlier one was deleted
+            there = set(map(id_of, self.catalogue.files()))
+            ids = sorted(ids, key=lambda session_id: session_id not in there)
+        for session_id in ids:
             with self._lock(session_id, lock_timeout):
                 if not self._files_of(session_id)[0]:
                     self._make(session_id, conversation)
@@ -527,7 +531,9 @@ class Indexer:
         path = self.layout.lock(session_id)
         stack.enter_context(locks.hold(path, CLAIM_SECONDS, f"session {session_id}", session_id))
 
-    def _lock(self, name: str, timeout: float) -> AbstractContextManager[None]:
+    def _lock(
+        self, name: str, timeout: float, waiting: Callable[[str], None] | None = None
+    ) -> AbstractContextManager[None]:
         from ollama_prompt import locks
 
         with suppress(StoreWriteFailed):  # a full disk must not keep anyone from deleting
@@ -535,8 +541,11 @@ class Indexer:
         path = self.layout.lock(name)
         if name in _SHARED:
             what, hint = _SHARED[name]
-            return locks.hold(path, timeout, what, hint=hint)
-        return locks.hold(path, timeout, f"session {name}", name, lambda text: self._note(f"{text}; waiting for it"))
+            return locks.hold(path, timeout, what, waiting=waiting, hint=hint)
+        return locks.hold(path, timeout, f"session {name}", name, self._note_waiting)
+
+    def _note_waiting(self, in_use: str) -> None:
+        self._note(f"{in_use}; waiting for it")
 
     def _discard_lock(self, name: str) -> None:
         from ollama_prompt import locks

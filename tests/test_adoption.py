@@ -14,6 +14,7 @@ import old_stores
 import pytest
 import stores
 from conftest import Result, tree
+from filelock import FileLock
 from old_stores import make_1x, session_1x
 from old_stores import said as said_1x
 from stores import fail, new_id, succeed
@@ -228,6 +229,17 @@ def test_20_processes_start_at_that_moment(start: Start, run: Run, home: Path, o
         assert [content for _, content in stores.said(path)].count("Next") == 4
 
 
+@posix_only
+def test_who_waits_for_it_is_told(start: Start, home: Path, database: Path) -> None:
+    (home / "locks").mkdir()
+    with FileLock(home / "locks" / "index.lock"):
+        process = start("--list-sessions")
+        assert process.stderr
+        assert b"waiting for it" in process.stderr.readline()
+    out, err = process.communicate(timeout=60)
+    assert len(succeed(Result(process.returncode, out, err)).json["sessions"]) == 2
+
+
 # -- killed ------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +306,7 @@ def test_a_folder_that_cannot_be_written(run: Run, home: Path, tmp_path: Path) -
     env = {"OLLAMA_PROMPT_DB_PATH": str(path), "PYTHONPATH": early}
     said = works_without(run, env)
     assert len(said) == 2
+    assert f"{path} stays where it is" in said[1]
     assert "Permission denied" in said[1]
     assert tree(path.parent) == before
     assert {OLD} < {found.stem for found in stores.files(home)}, "all is there already"
@@ -333,6 +346,12 @@ def test_a_session_that_cannot_be_written(run: Run, home: Path, database: Path) 
     (month / f".{OLD}.jsonl.tmp").rmdir()
     assert "imported: 1" in notes(run("--list-sessions"))[1]
     assert_adopted(run, home, original, {OLD, OTHER})
+
+
+def test_a_store_that_cannot_be_written_is_told_which_database_stays(run: Run, home: Path, database: Path) -> None:
+    (home / "locks").write_text("mine", encoding="utf-8")
+    (note,) = notes(run("--list-sessions"))
+    assert note.startswith(f"note: {database} stays where it is")
 
 
 # -- 1.x still runs ----------------------------------------------------------------------------------------

@@ -159,6 +159,13 @@ def test_without_a_path_from_both_places(run: Run, home: Path, tmp_path: Path, d
     assert stores.said(file_of(home, OLD))[:4] == contents(TALK + MORE)
 
 
+def test_a_place_that_cannot_be_read_holds_up_no_other(run: Run, home: Path, tmp_path: Path, database: Path) -> None:
+    cut = make_1x(tmp_path / ".config" / "ollama-prompt" / "sessions.db", session_1x("cut", TALK))
+    cut.write_bytes(cut.read_bytes()[:5000])
+    assert str(cut) in fail(run("--import"), "import_failed")["error"]
+    assert {path.stem for path in stores.files(home)} == {OLD, OTHER}
+
+
 def test_without_a_path_from_where_1x_was_told_to_keep_it_and_nowhere_else(
     run: Run, tmp_path: Path, database: Path
 ) -> None:
@@ -299,6 +306,18 @@ def test_lists_that_begin_alike_and_one_that_grew(quick: Run, home: Path, tmp_pa
     assert take("hi", "hello") == take("hi", "hello", "one", "two") == take("hi", "hello", "other", "end") == []
     assert take("hi", "hello", "other", "end", "more") == [other]
     assert [len(stores.said(file_of(home, id_))) for id_ in (first, other)] == [6, 5]
+
+
+def test_a_list_is_found_again_after_one_that_begins_alike_was_deleted(quick: Run, home: Path, tmp_path: Path) -> None:
+    def take(text: str) -> list[str]:
+        talk = [*LIST, {"role": "user", "content": text}, {"role": "assistant", "content": "Yes"}]
+        return imported(quick("--import", str(write(tmp_path / "talk.json", talk))))
+
+    (first,), (other,) = take("One?"), take("Two?")
+    succeed(quick("--delete", first))
+    assert take("Two?") == []
+    assert take("One?") == [first]
+    assert {path.stem for path in stores.files(home)} == {first, other}
 
 
 def test_after_delete_an_import_brings_it_back(quick: Run, home: Path, database: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import shutil
 import sqlite3
 import sys
+import tempfile
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -45,9 +47,9 @@ TALK = [
 
 def read(path: Path, notes: list[str] | None = None) -> list[Conversation]:
     """Every conversation of a file; each can be stored, by the rules of the format."""
-    source = foreign.read(str(path), (notes if notes is not None else []).append)
-    found = list(source)
-    assert len(found) <= source.total
+    with foreign.read(str(path), (notes if notes is not None else []).append) as (total, conversations):
+        found = list(conversations)
+    assert len(found) <= total
     for conversation in found:
         check(conversation)
     return found
@@ -721,6 +723,15 @@ def test_what_session_info_of_ours_printed_keeps_its_ids(tmp_path: Path) -> None
     assert len(notes) == 1
 
 
+def test_the_last_use_is_kept_where_messages_have_no_times(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]
+    times = {"created_at": "2026-03-01T10:00:00Z", "last_used": "2026-03-05T10:00:00Z"}
+    found = read_one(write(tmp_path / "shown.json", {"session_id": ID, "messages": talk, **times}))
+    assert [record["created_at"][:10] for record in found.records] == ["2026-03-01", "2026-03-01", "2026-03-05"]
+    same = {"created_at": "2026-03-01T10:00:00Z", "last_used": "2026-03-01T10:00:00Z"}
+    assert len(read_one(write(tmp_path / "same.json", {"session_id": ID, "messages": talk, **same})).records) == 2
+
+
 def test_content_in_parts(tmp_path: Path) -> None:
     url = "data:image/png;base64," + base64.b64encode(PNG).decode()
     jpeg = base64.b64encode(JPEG).decode()
@@ -891,7 +902,8 @@ class Store:
         """Import a talk of alternating messages; the session's id."""
         messages = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(talk)]
         found = read_one(write(self.path, messages))
-        chosen = next(id_ for id_ in found.ids if id_ not in self.sessions or found.is_in(id_, {*self.sessions[id_]}))
+        ids = sorted(found.ids, key=lambda id_: id_ not in self.sessions)
+        chosen = next(id_ for id_ in ids if id_ not in self.sessions or found.is_in(id_, {*self.sessions[id_]}))
         there = self.sessions.setdefault(chosen, [])
         there += [id_ for id_ in ids_of(found) if id_ not in there]
         return chosen
@@ -909,9 +921,30 @@ def test_a_list_that_grew_goes_into_the_same_session_and_another_does_not(tmp_pa
     assert store.take(["hi", "hello", "one", "two"]) == first
     assert store.take(["hey"]) not in {first, other}
     assert len(store.sessions) == 3
+    del store.sessions[first]
+    assert store.take(["hi", "hello", "other", "end"]) == other
+    assert store.take(["hi", "hello"]) == other, "which begins so"
+    assert store.take(["hi", "hello", "one"]) == first
 
 
-@given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=5), max_size=8))
+LISTS = st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=5), max_size=8)
+
+
+@given(LISTS, st.data())
+def test_deleting_a_list_moves_no_other(talks: list[list[str]], data: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        taken = {tuple(talk): store.take(talk) for talk in [*talks, *talks]}
+        if taken:
+            del store.sessions[data.draw(st.sampled_from(sorted(store.sessions)))]
+        before = {id_: list(ids) for id_, ids in store.sessions.items()}
+        for talk in talks:
+            if (session_id := taken[tuple(talk)]) in before:
+                assert store.take(talk) == session_id
+        assert store.sessions == before
+
+
+@given(LISTS)
 def test_importing_lists_again_adds_nothing_and_mixes_nothing(talks: list[list[str]]) -> None:
     with TemporaryDirectory() as folder:
         store = Store(Path(folder))
@@ -1054,20 +1087,22 @@ def test_what_another_program_is_writing_is_read_with_its_log(tmp_path: Path) ->
     path = tmp_path / "sessions.db"
     with closing(logged(path)) as writer:
         assert [session_id(one) for one in unchanged(path)] == [ID]
-        seen = iter(foreign.read(str(path), print))
-        next(seen)
-        old_stores.insert(writer, *session_1x(OTHER, TALK))
-        writer.execute("PRAGMA wal_checkpoint")
-        assert [session_id(one) for one in seen] == []
+        with foreign.read(str(path), print) as (_, conversations):
+            seen = iter(conversations)
+            next(seen)
+            old_stores.insert(writer, *session_1x(OTHER, TALK))
+            writer.execute("PRAGMA wal_checkpoint")
+            assert [session_id(one) for one in seen] == []
         assert [session_id(one) for one in read(path)] == [ID, OTHER]
 
 
 def test_a_reader_holds_up_no_writer(tmp_path: Path) -> None:
     path = make_1x(tmp_path / "sessions.db", session_1x(ID, TALK), session_1x(OTHER, TALK))
-    seen = iter(foreign.read(str(path), print))
-    next(seen)
-    make(path, "", [session_1x("new", TALK)])
-    assert [session_id(one) for one in seen] == [OTHER]
+    with foreign.read(str(path), print) as (_, conversations):
+        seen = iter(conversations)
+        next(seen)
+        make(path, "", [session_1x("new", TALK)])
+        assert [session_id(one) for one in seen] == [OTHER]
 
 
 @pytest.mark.parametrize("left", [("-wal",), ("-wal", "-shm")])
@@ -1098,10 +1133,78 @@ def test_a_change_that_a_crash_cut_off_is_not_seen(tmp_path: Path) -> None:
 
 def test_a_source_is_closed_when_its_reader_fails(tmp_path: Path) -> None:
     path = make_1x(tmp_path / "sessions.db", session_1x(ID, TALK), session_1x(OTHER, TALK))
-    with suppress(KeyError):
-        for _ in foreign.read(str(path), print):
-            raise KeyError("of the reader")
+    with suppress(KeyError), foreign.read(str(path), print) as (_, conversations):
+        next(seen := iter(conversations))
+        raise KeyError("of the reader")
+    assert seen
     path.unlink()  # Windows would not, as long as it is open
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files, empty."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return tmp_path / "temporary"
+
+
+def test_a_copy_has_no_name_while_it_is_read(tmp_path: Path, temporary: Path) -> None:
+    """So a process that is ended on the way, by Ctrl-C too, leaves no copy of the conversations behind."""
+    path = tmp_path / "sessions.db"
+    logged(path).close()
+    make(path, "", [session_1x(OTHER, TALK)])
+    with foreign.read(str(path), print) as (_, conversations):
+        assert sys.platform == "win32" or list(temporary.iterdir()) == []
+        assert [session_id(one) for one in conversations] == [ID, OTHER]
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_copy_that_cannot_be_made(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    path = tmp_path / "sessions.db"
+    logged(path).close()
+
+    def copyfile(_source: str, _target: str) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    error = fails(path)
+    assert str(path) in error.message
+    assert ("TMPDIR" in (error.hint or "")) == (code == errno.ENOSPC)
+    assert error.hint
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_corrupt_database_that_is_copied_is_named_itself(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    logged(path).close()
+    path.write_bytes(path.read_bytes()[:100] + b"\xff" * 4000)
+    assert str(path) in fails(path).message
+
+
+def test_a_conversation_that_is_too_large_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_1x(tmp_path / "sessions.db", session_1x(OTHER, [*TALK, *TALK]), session_1x(ID, TALK))
+
+    def json_of(text: str) -> Any:
+        if text.count("Hello") > 1:
+            raise MemoryError
+        return json.loads(text)
+
+    monkeypatch.setattr("ollama_prompt.foreign_1x.json_of", json_of)
+    notes: list[str] = []
+    assert session_id(read_one(path, notes)) == ID
+    assert notes == [f"session {OTHER}: left out: it is too large"]
+
+
+def test_json_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loads(_text: str) -> None:
+        raise MemoryError
+
+    path = write(tmp_path / "talk.json", LIST)
+    monkeypatch.setattr(json, "loads", loads)
+    assert "too large" in fails(path).message
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes with names")
@@ -1164,7 +1267,8 @@ def test_memory_is_taken_for_one_conversation(tmp_path: Path) -> None:
     long = [said(number, "user", "x" * 1_000_000) for number in range(10)]
     path = make_1x(tmp_path / "sessions.db", *(session_1x(f"s{number}", long, context="") for number in range(20)))
     tracemalloc.start()
-    assert sum(len(one.records) for one in foreign.read(str(path), print)) == 200
+    with foreign.read(str(path), print) as (_, conversations):
+        assert sum(len(one.records) for one in conversations) == 200
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 80_000_000
