@@ -5,13 +5,15 @@
 
 Every keyword is the flag of the same name, and is checked as that is. Errors are exceptions of
 `OllamaPromptError`'s tree, with `code` and `hint`; remarks are warnings. Ctrl-C raises KeyboardInterrupt when
-what had come of the answer is stored. Functions may be called from several threads and processes at once.
+what had come of the answer is stored. Functions may be called from several threads and processes at once, and
+from asyncio with `await asyncio.to_thread(ask, "…")`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
 
     from ollama_prompt.indexer import Indexer
 
+    PathName = str | os.PathLike[str]
+
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that is stored, and all that the command prints of it, as `turn`.
+    """An answer, and all that the command prints of it, as `turn`.
 
     `parsed` is the answer's value where a `format` was given; `session_id` is None where nothing was kept.
     """
@@ -96,7 +100,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Conversation(Session):
-    """A session with its messages, oldest first, and the settings that it is continued with."""
+    """A session with its messages, oldest first, and what --session-info shows of its settings."""
 
     messages: list[Message] = field(repr=False)
     system: str | None
@@ -105,24 +109,24 @@ class Conversation(Session):
 
 
 class Settings(TypedDict, total=False):
-    """Keywords of `ask` and `continue_session`; what is not given is the session's own, or the default."""
+    """Keywords of `ask` and `continue_session`; what is absent or None is the session's own, or the default."""
 
-    model: str
-    system: str
-    title: str
-    temperature: float
-    max_tokens: int
-    options: Mapping[str, Any]  # other options of Ollama's
-    think: bool | Literal["low", "medium", "high", "max"]
-    format: Literal["json"] | Mapping[str, Any]  # JSON, or what a JSON Schema says
-    images: Sequence[str | os.PathLike[str]]
-    max_context_tokens: int
-    num_ctx: int
-    keep_alive: str | float
-    timeout: float  # seconds
-    lock_timeout: float  # seconds
-    repo_root: str | os.PathLike[str]
-    max_file_bytes: int
+    model: str | None
+    system: str | None
+    title: str | None
+    temperature: float | None
+    max_tokens: int | None
+    options: Mapping[str, Any] | None  # other options of Ollama's
+    think: bool | Literal["low", "medium", "high", "max"] | None
+    format: Literal["json"] | Mapping[str, Any] | None  # JSON, or what a JSON Schema says
+    images: PathName | Sequence[PathName] | None
+    max_context_tokens: int | None
+    num_ctx: int | None
+    keep_alive: str | float | None
+    timeout: float | None  # seconds
+    lock_timeout: float | None  # seconds
+    repo_root: PathName | None
+    max_file_bytes: int | None
 
 
 def ask(
@@ -136,9 +140,9 @@ def ask(
 
     `settings`, all optional: model, system, title, temperature, max_tokens, options (a dict of others of
     Ollama's), think (True, False, "low", "medium", "high", "max"), format ("json", or a JSON Schema as a dict),
-    images (paths), max_context_tokens, num_ctx, keep_alive, timeout and lock_timeout (seconds), repo_root and
-    max_file_bytes. @references in the prompt are replaced only if `repo_root` says where they may lead. With `keep`
-    False nothing is stored. `on_token` gets the answer piece by piece while it arrives.
+    images (one path or several), max_context_tokens, num_ctx, keep_alive, timeout and lock_timeout (seconds),
+    repo_root and max_file_bytes. @references in the prompt are replaced only if `repo_root` says where they may
+    lead. With `keep` False nothing is stored. `on_token` gets the answer piece by piece while it arrives.
 
     Raises `OllamaPromptError`s: `UsageError` for a wrong value, and what docs/cli.md lists.
     """
@@ -152,19 +156,24 @@ def continue_session(
     on_token: Callable[[str], object] | None = None,
     **settings: Unpack[Settings],
 ) -> Answer:
-    """Ask a prompt in a session, with its context; None means the session used last. Else as `ask`."""
-    return _ask(prompt, ["--continue" if session_id is None else f"--session-id={session_id}"], settings, on_token)
+    """Ask a prompt in a session, with its context. Else as `ask`.
+
+    Raises `UsageError` for None, which is the `session_id` of an answer of which nothing was kept.
+    """
+    return _ask(prompt, [f"--session-id={_kept(session_id)}"], settings, on_token)
 
 
 def list_sessions(limit: int | None = None) -> list[Session]:
     """Every session, newest use first; the first `limit` of them if that is given."""
-    lines, _ = commands.list_sessions(_indexer(), limit)
+    given = [] if limit is None else [f"--limit={limit}"]
+    lines, _ = commands.list_sessions(_indexer(), flags.parse(["--list-sessions", *given]).limit)
     return [Session(**_listed(json.loads(line))) for line in lines]
 
 
-def load_session(session_id: str) -> Conversation:
-    """A session with every message ever stored. Raises `SessionNotFound`."""
-    found = commands.session_info(_indexer(), flags.parse([f"--session-info={session_id}"]).session_info)
+def load_session(session_id: str | None) -> Conversation:
+    """A session with every message ever stored. Raises `SessionNotFound`; for None as `continue_session`."""
+    parsed = flags.parse([f"--session-info={_kept(session_id)}"])
+    found = commands.session_info(_indexer(), parsed.session_info)
     return Conversation(
         **_listed(found),
         messages=[_message(message) for message in found["messages"]],
@@ -189,7 +198,15 @@ def _ask(prompt: str, arguments: list[str], settings: Settings, on_token: Callab
     return Answer(turn["response"], turn)
 
 
+def _kept(session_id: str | None) -> str:
+    if session_id is None:
+        raise UsageError("there is no session to go on with: nothing was kept of that answer")
+    return session_id
+
+
 def _prompt(prompt: str, parsed: Namespace) -> config.Prompt:
+    if not isinstance(prompt, str):
+        raise TypeError(f"the prompt must be a str, not {type(prompt).__name__}")
     text = valid_text(prompt)
     if not text.strip():
         raise UsageError("the prompt is empty")
@@ -211,16 +228,18 @@ def _arguments(settings: dict[str, Any]) -> list[str]:
         elif name == "format":
             found.append(f"--format={value if isinstance(value, str) else json.dumps(value)}")
         elif name == "images":
-            found += [f"--image={os.fspath(path)}" for path in value]
+            paths = [value] if isinstance(value, (str, os.PathLike)) else value
+            found += [f"--image={os.fspath(path)}" for path in paths]
         elif name == "options":
-            found += [f"--option={key}={_as_option(option)}" for key, option in value.items()]
+            found += [f"--option={key}={_as_option(key, option)}" for key, option in value.items()]
         else:
             found.append(f"{flag}={os.fspath(value) if isinstance(value, os.PathLike) else value}")
     return found
 
 
-def _as_option(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _as_option(name: str, value: Any) -> str:
+    """In JSON, so that "5" stays text. A `stop` that looks like a list is none."""
+    return json.dumps([value] if name == "stop" and isinstance(value, str) else value)
 
 
 def _indexer() -> Indexer:
@@ -228,7 +247,11 @@ def _indexer() -> Indexer:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
+    """A remark, at the line of the program that called us, and not at ours."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in {"ollama_prompt", "contextlib"}:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 class _Sink:

@@ -29,6 +29,7 @@ COMPANIONS = {"dry_run": ("purge",), "limit": ("list_sessions",), "at": ("fork",
 """Flags that go with certain actions only."""
 _NAMING_SESSION = ("session-id", "session-info", "delete", "fork", "undo", "retry")
 _NO_ID = tuple(f"--{flag}: expected one argument" for flag in _NAMING_SESSION)
+_NO_CHOICE = ("--completion: expected one argument", "--output: expected one argument")
 CONTRADICTIONS = (
     ("session_id", "continue"), ("session_id", "no_session"), ("continue", "no_session"), ("prompt", "prompt_file"),
     ("system", "system_file"), ("think", "no_think"),
@@ -49,6 +50,8 @@ class _Parser(argparse.ArgumentParser):
             hint = 'the prompt goes behind --prompt, in quotes: ollama-prompt --prompt "…"'
         elif message.endswith(_NO_ID) or "'' is no session id" in message:
             hint = "is the variable empty that should hold it?"
+        elif message.endswith(_NO_CHOICE):
+            hint = "one of those that ollama-prompt --help shows"
         elif message.endswith("expected one argument"):
             hint = 'what begins with a dash is joined on with an equals sign: --prompt="-5 degrees"'
         raise UsageError(message, hint=hint)
@@ -173,7 +176,7 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
     add, uuid = group.add_argument, _checked(config.session_id)
     add("--list-sessions", action="store_true", help="all sessions, newest use first")
     add("--limit", metavar="N", type=_checked(config.natural_number), help="list only the first N")
-    add("--session-info", metavar="UUID", type=uuid, help="all that is kept of one session")
+    add("--session-info", metavar="UUID", type=uuid, help="one session, with every message ever stored")
     add(
         "--purge", metavar="DAYS", type=_checked(config.natural_number),
         help="remove sessions last used more than DAYS days ago; 0: all",

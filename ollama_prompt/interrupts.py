@@ -93,15 +93,14 @@ def deferred() -> Iterator[None]:
         with _reacting(DEFER):
             yield
     finally:
-        _State.pending = None
+        _take_pending()
 
 
 @contextmanager
 def heard() -> Iterator[None]:
     """Inside `deferred`: a signal raises `Interrupted`, also one that came before."""
     with _reacting(RAISE):
-        if _State.pending is not None:
-            number, _State.pending = _State.pending, None
+        if (number := _take_pending()) is not None:
             _State.reaction = DEFER
             raise Interrupted(number)
         yield
@@ -111,10 +110,17 @@ def heard() -> Iterator[None]:
 def fatal() -> Iterator[None]:
     """Inside `deferred`: a signal ends the process at once, also one that came before; nothing has been begun yet."""
     with _reacting(END):
-        if _State.pending is not None:
-            number, _State.pending = _State.pending, None
+        if (number := _take_pending()) is not None:
             _State.end(number)
         yield
+
+
+def _take_pending() -> int | None:
+    """The signal that waits, and then no more; None in a thread that signals are not for."""
+    if _State.thread != get_ident():
+        return None
+    number, _State.pending = _State.pending, None
+    return number
 
 
 @contextmanager

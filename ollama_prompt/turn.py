@@ -126,8 +126,8 @@ class _Turn:
             raise
         except OllamaPromptError:
             raise
-        except Exception:  # a bug: it must not cost what was said
-            self._keep_rest("error")
+        except BaseException as error:  # a bug, or of the program that called us: it must not cost what was said
+            self._keep_rest("error" if isinstance(error, Exception) else "interrupted")
             raise
 
     def _make_prompt(self, request: Request) -> Record:
@@ -241,7 +241,8 @@ class _Turn:
             raise
         self._store_answer(final, plan)
         self.parsed.append(value)
-        wrong = structured.mismatch(value, self.format) if isinstance(self.format, dict) else None
+        with interrupts.heard():  # some schemas take for ever
+            wrong = structured.mismatch(value, self.format) if isinstance(self.format, dict) else None
         if wrong:
             self._note(f"the answer is not what the schema asks for: {wrong}")
 

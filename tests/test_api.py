@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,8 +16,18 @@ import pytest
 import stores
 
 import ollama_prompt
-from ollama_prompt import OllamaPromptError, Settings, ask, continue_session, flags, list_sessions, load_session
-from ollama_prompt.errors import ModelUnsupported, ReferenceFailed, SessionNotFound, UsageError
+from ollama_prompt import (
+    Answer,
+    OllamaPromptError,
+    Settings,
+    ask,
+    continue_session,
+    flags,
+    interrupts,
+    list_sessions,
+    load_session,
+)
+from ollama_prompt.errors import Interrupted, ModelUnsupported, ReferenceFailed, SessionNotFound, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,10 +56,22 @@ def test_a_conversation(ollama: StandIn, home: Path) -> None:
     assert [role for role, _ in stores.said(stores.the_file(home))] == ["user", "assistant"] * 2
 
 
-def test_none_continues_the_session_used_last(ollama: StandIn) -> None:
+def test_the_session_used_last_is_the_first_that_is_listed(ollama: StandIn) -> None:
     one, other = ask("One"), ask("Other")
     continue_session(one.session_id, "again")
-    assert continue_session(None, "more").session_id == one.session_id != other.session_id
+    last = list_sessions(1)[0].session_id
+    assert continue_session(last, "more").session_id == one.session_id != other.session_id
+
+
+def test_what_was_not_kept_is_not_continued_elsewhere(ollama: StandIn, home: Path) -> None:
+    ask("Another conversation")
+    said = stores.said(stores.the_file(home))
+    secret = ask("A secret", keep=False)
+    with pytest.raises(UsageError, match="nothing was kept"):
+        continue_session(secret.session_id, "Go on")
+    with pytest.raises(UsageError, match="nothing was kept"):
+        load_session(secret.session_id)
+    assert stores.said(stores.the_file(home)) == said
 
 
 def test_the_same_is_stored_sent_and_printed_as_by_the_command(run: Run, ollama: StandIn, home: Path) -> None:
@@ -87,8 +110,25 @@ def test_structured_output_and_thinking(ollama: StandIn) -> None:
 def test_images(ollama: StandIn, tmp_path: Path) -> None:
     picture = tmp_path / "picture"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n")
-    ask("What is it?", images=[picture], model="viewer")
-    assert ollama.chats()[-1]["messages"][0]["images"] == ["iVBORw0KGgo="]
+    given: list[Any] = [[picture], [str(picture)], (picture,), picture, str(picture)]
+    for images in given:
+        ask("What is it?", images=images, model="viewer")
+        assert ollama.chats()[-1]["messages"][0]["images"] == ["iVBORw0KGgo="]
+
+
+def test_options_keep_their_types(ollama: StandIn) -> None:
+    options = {"stop": "[1]", "one": "5", "two": "true", "three": 5, "four": [1, "a"], "seed": 7, "top_p": 0.5}
+    ask("Hello", options=options)
+    sent = ollama.chats()[-1]["options"]
+    assert {name: sent[name] for name in options} == {**options, "stop": ["[1]"]}
+    ask("Hello", options={"stop": ["a", "[1]"]})
+    assert ollama.chats()[-1]["options"]["stop"] == ["a", "[1]"]
+
+
+def test_none_is_not_given(ollama: StandIn) -> None:
+    nothing: Settings = {"model": None, "images": None, "think": None, "options": None, "repo_root": None}
+    ask("Hello", **nothing)
+    assert "think" not in ollama.chats()[-1]
 
 
 def test_references_only_where_they_may_lead(ollama: StandIn, tmp_path: Path) -> None:
@@ -106,7 +146,7 @@ def test_listing_and_loading(ollama: StandIn) -> None:
     assert (session.title, session.model, session.message_count) == ("Hello", "smollm2", 2)
     assert session.last_used is not None
     assert abs(session.last_used - datetime.now(timezone.utc)).total_seconds() < 60
-    loaded = load_session(str(answer.session_id))
+    loaded = load_session(answer.session_id)
     assert [(message.role, message.content) for message in loaded.messages] == [
         ("user", "Hello\nthere"), ("assistant", answer.text),
     ]  # fmt: skip
@@ -116,9 +156,9 @@ def test_listing_and_loading(ollama: StandIn) -> None:
 
 
 def test_what_was_taken_back_is_marked(run: Run) -> None:
-    session_id = str(ask("Hello").session_id)
-    stores.succeed(run("--undo", session_id))
-    assert [message.undone for message in load_session(session_id).messages] == [True, True]
+    answer = ask("Hello")
+    stores.succeed(run("--undo", str(answer.session_id)))
+    assert [message.undone for message in load_session(answer.session_id).messages] == [True, True]
 
 
 WRONG: list[tuple[dict[str, Any], type[Exception]]] = [
@@ -155,6 +195,20 @@ def test_any_text_is_a_prompt_but_none(prompt: str, ollama: StandIn) -> None:
             ask(prompt)
 
 
+@pytest.mark.parametrize("prompt", [None, 3, b"Hello", ["Hello"]])
+def test_a_prompt_is_text(prompt: Any, ollama: StandIn) -> None:
+    with pytest.raises(TypeError, match="the prompt must be a str"):
+        ask(prompt)
+    assert ollama.requests() == []
+
+
+@pytest.mark.parametrize("limit", [-1, "x", 1.5])
+def test_a_wrong_limit_shortens_nothing_in_silence(limit: Any) -> None:
+    ask("Hello")
+    with pytest.raises(UsageError, match="--limit"):
+        list_sessions(limit)
+
+
 def test_errors_are_those_of_the_command(ollama: StandIn) -> None:
     with pytest.raises(OllamaPromptError) as caught:
         ask("Hello", model="no-such-model")
@@ -172,8 +226,23 @@ def test_remarks_are_warnings(ollama: StandIn) -> None:
         ask("Hello", format={"type": "object", "required": ["missing"]})
 
 
+def test_a_warning_is_shown_at_the_line_that_asked(ollama: StandIn) -> None:
+    with pytest.warns(UserWarning, match="not what the schema asks for") as caught:
+        ask("Hello", format={"type": "object", "required": ["missing"]})
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_asyncio(ollama: StandIn, home: Path) -> None:
+    async def several() -> list[Answer]:
+        return await asyncio.gather(*(asyncio.to_thread(ask, f"Question {number}") for number in range(4)))
+
+    answers = asyncio.run(several())
+    assert [answer.text for answer in answers] == [f"Answer to: Question {n} (messages: 1)" for n in range(4)]
+    assert len(stores.files(home)) == 4
+
+
 def test_threads_on_one_session(ollama: StandIn) -> None:
-    session_id = str(ask("Hello").session_id)
+    session_id = ask("Hello").session_id
     threads = [threading.Thread(target=_quietly, args=(session_id, f"Thread {number}")) for number in range(8)]
     for thread in threads:
         thread.start()
@@ -184,7 +253,7 @@ def test_threads_on_one_session(ollama: StandIn) -> None:
     assert [content for content in contents if "(messages: 17)" in content], "each saw those before it"
 
 
-def _quietly(session_id: str, prompt: str) -> None:
+def _quietly(session_id: str | None, prompt: str) -> None:
     """Python 3.10 to 3.13 have one filter of warnings for all threads: the remark that it waits is an error here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ollama_prompt.api._warn", lambda _: None)
@@ -238,6 +307,38 @@ def test_a_handler_of_the_program_s_own_stays(monkeypatch: pytest.MonkeyPatch) -
         signal.signal(signal.SIGINT, before)
 
 
+def test_whatever_ends_a_call_what_came_is_stored(ollama: StandIn, home: Path) -> None:
+    def leave(text: str) -> None:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        ask("Hello", on_token=leave)
+    answer = stores.records(stores.the_file(home))[-1]
+    assert (answer["role"], answer["done_reason"]) == ("assistant", "interrupted")
+
+
+def test_ctrl_c_is_heard_by_the_thread_that_it_is_for() -> None:
+    """The main thread stores something when Ctrl-C comes; another one goes on with its own turn meanwhile."""
+    heard: list[str] = []
+
+    def turn(name: str) -> None:
+        with interrupts.deferred():
+            try:
+                with interrupts.heard():
+                    heard.append(f"{name} went on")
+            except Interrupted:
+                heard.append(f"{name} was interrupted")
+
+    with interrupts.within_library(), interrupts.deferred():
+        signal.raise_signal(signal.SIGINT)
+        thread = threading.Thread(target=turn, args=("the other",))
+        thread.start()
+        thread.join()
+        with pytest.raises(Interrupted), interrupts.heard():
+            pass
+    assert heard == ["the other went on"]
+
+
 def test_every_setting_is_a_flag() -> None:
     names = {action.dest for action in flags.make_parser()._actions}
     other = {"options": "option", "images": "image"}
@@ -253,7 +354,7 @@ def test_importing_the_package_imports_nothing(environment: dict[str, str]) -> N
 
 def test_everything_that_is_promised_is_there() -> None:
     assert all(hasattr(ollama_prompt, name) for name in ollama_prompt.__all__)
-    assert set(ollama_prompt.__all__) <= set(dir(ollama_prompt))
+    assert dir(ollama_prompt) == sorted([*ollama_prompt.__all__, "__version__"]), "and nothing else is shown"
     with pytest.raises(AttributeError):
         _ = ollama_prompt.no_such_name
 

@@ -355,6 +355,7 @@ def test_a_flag_beats_a_variable_that_is_impossible(run: Run) -> None:
 
 def test_a_value_that_looks_like_a_flag(run: Run, ollama: StandIn) -> None:
     assert '--prompt="-5 degrees"' in fail(run("-p", "--purge"), "usage", 2)["hint"]
+    assert "--help shows" in fail(run("--completion"), "usage", 2)["hint"]
     assert "empty" in fail(run("--session-id", "--prompt", "x"), "usage", 2)["hint"]
     succeed(run("--prompt=-v", "--no-session"))
     assert ollama.chats()[0]["messages"][0]["content"] == "-v"

@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stores import header, line, make, message, new_id
+from stores import header, line, make, message, new_id, succeed
 
 from ollama_prompt import completion, flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from conftest import Run
 
 ACTIONS = flags.make_parser()._actions
 NAMES = [name for action in ACTIONS for name in action.option_strings]
@@ -417,6 +419,12 @@ def test_no_title_leads_the_pattern_astray(title: str, model: str, last_used: st
     assert found
     assert (found[1], found[3]) == (IDS[0], last_used and "2026-09-21")
     assert json.loads(f'"{found[5]}"') == title
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell", "PowerShell"])
+def test_the_command_prints_the_script(shell: str, quick: Run, home: Path) -> None:
+    assert succeed(quick("--completion", shell)).stdout == completion.script(shell.lower())
+    assert not home.exists()
 
 
 def test_powershell_gets_ascii() -> None:

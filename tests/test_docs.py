@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import old_stores
 import pytest
-from stores import succeed
+from conftest import tree
+from stores import fail, succeed
 from test_imports import MODULES, PACKAGE, own
 
 import ollama_prompt
@@ -34,7 +37,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FLAG = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
 OTHER_PROGRAMS = re.compile(
-    r"^\s*(git|pip|tar|grep|jq|cd|python3) .*$|jq -r|xargs .*$|--(quote|keep-order)|-(Recurse|Filter|List)\b",
+    r"^\s*(git|pip|tar|grep|jq|cd|python3) .*$|jq -r|xargs .*$|--(quote|keep-order|retries|unbuffered)"
+    r"|-(Recurse|Filter|List)\b",
     re.MULTILINE,
 )
 
@@ -107,6 +111,64 @@ def test_the_limits_in_the_docs_are_the_defaults() -> None:
     defaults = flags.parse(["--list-sessions"])
     assert defaults.lock_timeout == 600
     assert "64000 by default" in text_of("docs/cli.md")
+
+
+NO_SESSION = new_id()[:-1]
+BAD_INPUT: dict[str, list[str]] = {
+    "-p": ["-p", " "],
+    "--prompt": ["--prompt", ""],
+    "--prompt-file": ["--prompt-file", "no-such-file"],
+    "--session-id": ["-p", "x", "--session-id", NO_SESSION],
+    "--system-file": ["-p", "x", "--system-file", "no-such-file"],
+    "--system": ["-p", "x", "--system", "a", "--system-file", "b"],
+    "--title": ["--title", "x", "--list-sessions"],
+    "--image": ["-p", "x", "--image", "no-such-file"],
+    "--format": ["-p", "x", "--format", "{"],
+    "--repo-root": ["-p", "x", "--repo-root", "no-such-folder"],
+    "--max-file-bytes": ["-p", "x", "--max-file-bytes", "0"],
+    "--timeout": ["-p", "x", "--timeout", "0"],
+    "--lock-timeout": ["-p", "x", "--lock-timeout", "-1"],
+    "--model": ["-p", "x", "--model", " "],
+    "--temperature": ["-p", "x", "--temperature", "hot"],
+    "--max-tokens": ["-p", "x", "--max-tokens", "0"],
+    "--max_tokens": ["-p", "x", "--max_tokens", "many"],
+    "--option": ["-p", "x", "--option", "seed"],
+    "--think": ["-p", "x", "--think", "a lot"],
+    "--max-context-tokens": ["-p", "x", "--max-context-tokens", "0"],
+    "--num-ctx": ["-p", "x", "--num-ctx", "0"],
+    "--keep-alive": ["-p", "x", "--keep-alive", "soon"],
+    "--limit": ["--list-sessions", "--limit", "-1"],
+    "--session-info": ["--session-info", NO_SESSION],
+    "--purge": ["--purge", "-1"],
+    "--delete": ["--delete", NO_SESSION],
+    "--fork": ["--fork", NO_SESSION],
+    "--at": ["--at", new_id(), "--list-sessions"],
+    "--undo": ["--undo", NO_SESSION],
+    "--retry": ["--retry", NO_SESSION],
+    "--import": ["--import", ""],
+    "--completion": ["--completion", "tcsh"],
+    "--output": ["-p", "x", "--output", "xml"],
+}
+"""What is wrong with each flag that takes a value. One that takes none is given one."""
+
+
+@pytest.mark.parametrize("flag", list(declared()))
+def test_bad_input(flag: str, quick: Run, ollama: StandIn, tmp_path: Path) -> None:
+    takes_none = declared()[flag].nargs == 0
+    given = [f"{flag}=1" if flag.startswith("--") else f"{flag}1"] if takes_none else BAD_INPUT[flag]
+    before = tree(tmp_path)
+    result = quick(*given)
+    error = fail(result, "usage", 2)
+    assert any(name in error["error"] for name in (*declared()[flag].option_strings, "the prompt is empty"))
+    assert (result.stdout, len(result.stderr.splitlines())) == ("", 1)
+    assert ollama.requests() == []
+    assert tree(tmp_path) == before
+
+
+def test_debug_shows_a_traceback(run: Run) -> None:
+    result = run("--debug", "-p", "x", "--model", "no-such-model")
+    assert result.stderr.startswith("Traceback (most recent call last):\n")
+    assert (result.returncode, result.error["code"]) == (1, "model_not_found")
 
 
 # -- codes, variables, keys --------------------------------------------------------------------------------
@@ -246,15 +308,21 @@ def shell(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
     return environment | who | {"PATH": f"{command.parent}:{environment['PATH']}", "GIT_CONFIG_GLOBAL": "/dev/null"}
 
 
-def follow(page: str, shell: dict[str, str], tmp_path: Path) -> str:
-    """Run every bash block of a page, one after the other in one shell; what was printed."""
+def follow(page: str, shell: dict[str, str], tmp_path: Path, program: str = "bash") -> str:
+    """Run every shell block of a page, one after the other in one shell; what was printed."""
     script = "set -euo pipefail\n" + "\n".join(blocks(page, "sh"))
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
-    done = subprocess.run(["bash", "-c", script], env=shell, cwd=work, capture_output=True, text=True, check=False)
+    done = subprocess.run([program, "-c", script], env=shell, cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done
     assert done.stderr == "", done
     return done.stdout
+
+
+def block_with(text: str) -> str:
+    """The shell block of the page for scripts that has this in it."""
+    (block,) = [block for block in blocks("docs/scripting.md", "sh") if text in block]
+    return block
 
 
 needs_tools = pytest.mark.skipif(
@@ -302,13 +370,18 @@ def project(shell: dict[str, str], tmp_path: Path) -> Path:
 
 @needs_tools
 @pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed")
-def test_the_recipes_for_scripts_run(shell: dict[str, str], project: Path, tmp_path: Path, ollama: StandIn) -> None:
-    printed = follow("docs/scripting.md", shell, tmp_path)
+@pytest.mark.parametrize("program", ["bash", pytest.param("zsh", marks=pytest.mark.slow)])
+def test_the_recipes_for_scripts_run(
+    program: str, shell: dict[str, str], project: Path, tmp_path: Path, ollama: StandIn
+) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    printed = follow("docs/scripting.md", shell, tmp_path, program)
     prompts = (project / "prompts.txt").read_text(encoding="utf-8").splitlines()
     asked = [chat["messages"][-1]["content"] for chat in ollama.chats()]
-    assert [asked.count(prompt) for prompt in prompts[1:]] == [4] * len(prompts[1:]), "in each of the four ways"
+    assert [asked.count(prompt) for prompt in prompts[1:]] == [6] * len(prompts[1:]), "in each of the six ways"
     in_one_session = [len(chat["messages"]) for chat in ollama.chats() if chat["messages"][-1]["content"] == prompts[2]]
-    assert sorted(in_one_session) == [1, 1, 1, 7]
+    assert sorted(in_one_session) == [1, 1, 1, 1, 1, 7]
     assert len(list((project / "answers").iterdir())) == len(prompts)
     ordered = [line for line in printed.splitlines() if line.startswith("Answer to: ")]
     assert [f"Answer to: {prompt} (messages: 1)" for prompt in prompts] in windows(ordered, len(prompts))
@@ -325,6 +398,95 @@ def test_the_recipes_for_scripts_run(shell: dict[str, str], project: Path, tmp_p
     assert "\nmodel_not_found: " in printed
 
 
+def bash(script: str, shell: dict[str, str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-c", f"set -euo pipefail\n{script}"]
+    return subprocess.run(command, env=shell, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+@needs_tools
+def test_the_prompts_that_failed_are_kept(shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    (tmp_path / "prompts.txt").write_text("One\n'Two'\n-three\n", encoding="utf-8")
+    ollama.fail("status", times=1, after=1, status=500, body={"error": "no more memory"})
+    done = bash(block_with("failed.txt"), shell, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "error: no more memory\n")
+    assert done.stdout == "Answer to: One (messages: 1)\nAnswer to: -three (messages: 1)\n"
+    assert text_of(tmp_path / "failed.txt") == "'Two'\n"
+
+
+@needs_tools
+@pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed")
+def test_a_batch_tells_that_some_failed(shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    (tmp_path / "prompts.txt").write_text("One\nTwo\nThree\n", encoding="utf-8")
+    ollama.fail("status", times=2, status=500, body={"error": "no more memory"})
+    done = bash(block_with("xargs -0 -P 8 -I {} sh -c 'ollama-prompt --prompt"), shell, tmp_path)
+    assert done.returncode == 123
+    assert len(done.stderr.splitlines()) == 2
+    ollama.fail("status", times=2, status=500, body={"error": "no more memory"})
+    done = bash(block_with("--keep-order"), shell, tmp_path)
+    assert done.returncode == 2
+    ollama.fail("status", times=2, status=500, body={"error": "no more memory"})
+    done = bash(block_with("--retries"), shell, tmp_path)
+    assert done.returncode == 0
+    empty, answers = [line for line in done.stdout.splitlines() if line.startswith("answers/")], done.stdout
+    assert len(empty) == 2
+    assert answers.count("Answer to: ") == 3
+
+
+@needs_tools
+@pytest.mark.parametrize(
+    "fault", ["cut", "error_line", "status"], ids=["incomplete_answer", "ollama_error", "ollama_error at once"]
+)
+def test_a_call_is_tried_again(fault: str, shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    details: Json = {"status": 500, "body": {"error": "no"}} if fault == "status" else {"chunks": 3}
+    ollama.fail(fault, times=2, **details)
+    done = bash("sleep() { :; }\n" + block_with("for pause in"), shell, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "Answer to: Name a tree. (messages: 1)\n"
+    assert len(ollama.chats()) == 3
+
+
+@needs_tools
+def test_a_call_that_is_wrong_is_not_tried_again(shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    block = "sleep() { :; }\n" + block_with("for pause in")
+    done = bash(block.replace("--no-session", "--model no-such-model"), shell, tmp_path)
+    assert done.returncode == 1
+    assert json.loads(done.stderr)["code"] == "model_not_found"
+    assert (done.stdout, ollama.chats()) == ("", [])
+
+
+@needs_tools
+def test_what_broke_off_goes_on_where_it_was(shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    ollama.fail("cut", times=1, chunks=3)
+    done = bash(block_with("Name a fish."), shell, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert json.loads(text_of(tmp_path / "answer.json"))["response"] == "Answer to: Name a fish. (messages: 1)"
+    assert len(list((tmp_path / ".ollama-prompt").glob("sessions/*/*.jsonl"))) == 1
+
+
+@needs_tools
+def test_an_answer_is_shown_while_it_arrives(shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    ollama.fail("hang_middle", chunks=3)
+    command = ["bash", "-c", block_with("--unbuffered").splitlines()[0]]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=shell, cwd=tmp_path, **pipes) as process:
+        assert process.stdout
+        came = select.select([process.stdout], [], [], 30)[0]
+        ollama.reset()
+        assert came
+        assert process.stdout.read().startswith(b"Answer to:")
+
+
+def test_the_codes_to_try_again() -> None:
+    table = {tuple(named(row[0])): row[1] for row in rows_below("docs/scripting.md", "## When it fails")}
+    assert all(codes()[code] == exit_code for listed, exit_code in table.items() for code in listed)
+    again = {code for listed in table for code in listed}
+    assert again > {kind.code for kind in kinds_of_errors() if getattr(kind, "keeps_prompt", False)}
+    assert all(f"`{code}`" in text_of("docs/embedding.md") for code in again)
+    (by_retry,) = [set(listed) for listed in table if "timeout" in listed]
+    stored = {named(row[0])[0] for row in rows_below("docs/cli.md", "## Errors") if row[3].startswith("the prompt")}
+    assert by_retry == stored, "--retry of a prompt that is not stored would take an earlier answer back"
+
+
 @pytest.fixture
 def old_programs(shell: dict[str, str], tmp_path: Path) -> None:
     """What other programs have left: a database of ollama-prompt 1.x, and llm with a database of its own."""
@@ -339,10 +501,13 @@ def old_programs(shell: dict[str, str], tmp_path: Path) -> None:
 
 
 @needs_tools
+@pytest.mark.parametrize("program", ["bash", "zsh"])
 def test_the_recipes_for_importing_run(
-    shell: dict[str, str], old_programs: None, tmp_path: Path, ollama: StandIn
+    program: str, shell: dict[str, str], old_programs: None, tmp_path: Path, ollama: StandIn
 ) -> None:
-    printed = follow("docs/importing.md", shell, tmp_path)
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    printed = follow("docs/importing.md", shell, tmp_path, program)
     asked = [[message["content"] for message in chat["messages"]] for chat in ollama.chats()]
     assert asked == [
         ["What is a monad?", "A burrito.", "And in one sentence?"],
@@ -370,13 +535,26 @@ def windows(lines: list[str], size: int) -> list[list[str]]:
     return [lines[start : start + size] for start in range(len(lines) - size + 1)]
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(len(blocks("docs/embedding.md", "python"))))
 def test_the_python_programs_run(number: int, shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
     program = blocks("docs/embedding.md", "python")[number]
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=shell, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done
     assert done.stdout
+
+
+def test_the_python_functions_are_told_as_they_are() -> None:
+    table = rows_below("docs/embedding.md", "## As Python functions")
+    gives = {row[0].partition("(")[0].strip("`"): named(row[1]) for row in table}
+    assert gives["ask"][1:] == ["text", "session_id", "thinking", "parsed", "window", "turn"]
+    assert all(hasattr(ollama_prompt.Answer("", {"window": {}}), name) for name in gives["ask"][1:])
+    listed = [field.name for field in dataclasses.fields(ollama_prompt.Session)]
+    assert gives["list_sessions"] == ["Session", *listed]
+    loaded = [field.name for field in dataclasses.fields(ollama_prompt.Conversation)]
+    assert gives["load_session"] == ["Conversation", "Session", *loaded[len(listed) :]]
+    (keywords,) = re.findall(r"take the flags as keywords: ([^.]+)\.", text_of("docs/embedding.md"))
+    assert named(keywords) == list(ollama_prompt.Settings.__annotations__)
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
