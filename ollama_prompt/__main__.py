@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from ollama_prompt import interrupts, lean
 
 TYPE_CHECKING = False
@@ -17,9 +15,9 @@ def main() -> NoReturn:
     with lean.without_translations():
         from ollama_prompt import cli
 
-    # All is written and flushed. The end of the interpreter would free every object, give up the handlers of
-    # signals before it is through, and unload the library of the embedded model, which may crash.
-    os._exit(cli.main())
+    # The end of the interpreter would free every object, give up the handlers of signals before it is through, and
+    # unload the library of the embedded model, which may crash.
+    interrupts.end(cli.main())
 
 
 if __name__ == "__main__":

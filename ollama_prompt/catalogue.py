@@ -44,6 +44,8 @@ class Catalogue:
         self._lock = lock
         self._note = note
         self._told: set[str] = set()
+        self.unread: set[str] = set()
+        """Files that could not be read when last looked at, relative to `sessions`."""
         self.is_silent = False
         """Whether somebody else says what is wrong with the index."""
 
@@ -97,6 +99,8 @@ class Catalogue:
             try:
                 self.index.rebuild(rows)
             except IndexUnusable as error:
+                if "locked" in str(error.__cause__):
+                    raise SessionBusy("the index is in use by another program", hint="end that one first") from error
                 raise StoreWriteFailed(f"cannot write the index {self.index.path}: {error.__cause__}") from error
         return len({row.session_id for row in rows})
 
@@ -248,6 +252,7 @@ class Catalogue:
                 reading = self.read_file(path, known[path].saved if path in known else None)
             except StoreUnreadable as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
+                    self.unread.add(path)
                     self._tell(error.message)
                 continue
             rows.append(Row.of(path, reading, is_young(reading.stamp, read_at)))

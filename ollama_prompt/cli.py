@@ -53,6 +53,7 @@ def _run(arguments: list[str]) -> int:
         return int(done.code or 0)
     if flags.action in {None, "retry"}:
         return _ask(flags)
+    _refuse_closed_stdout()
     if flags.action == "completion":
         return _completion(flags)
     from ollama_prompt import commands
@@ -95,8 +96,7 @@ def _ask(flags: Namespace) -> int:
     _refuse_terminal_as_prompt(flags)
     request = config.Request(flags, os.environ, config.read_prompt(flags) if flags.retry is None else None)
     _check_host(request)
-    if sys.stdout is None:
-        raise OutputFailed("stdout is closed")
+    _refuse_closed_stdout()
     from ollama_prompt import commands
 
     sink = _SINKS[flags.output]()
@@ -127,6 +127,12 @@ def _check_host(request: config.Request) -> None:
     is_from_session = (request.session_id is not None or request.continues) and "model" not in request.given
     if not is_from_session and not config.is_gguf((request.defaults | request.given)["model"]):
         parse_host(os.environ.get("OLLAMA_HOST"))
+
+
+def _refuse_closed_stdout() -> None:
+    """Nothing is asked or changed that nobody could be told of."""
+    if sys.stdout is None:
+        raise OutputFailed("stdout is closed")
 
 
 def _refuse_terminal_as_prompt(flags: Namespace) -> None:
@@ -226,7 +232,11 @@ def _print(data: dict[str, Any], flags: Namespace, as_text: Callable[[dict[str, 
     from ollama_prompt import render
 
     as_wanted = {"json": render.as_json, "ndjson": render.as_line, "text": as_text}[flags.output]
-    console.write(as_wanted(data))
+    try:
+        console.write(as_wanted(data))
+    except OutputFailed as error:
+        error.session_id = data.get("session_id")
+        raise
     return 0
 
 

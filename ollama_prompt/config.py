@@ -146,15 +146,25 @@ def store_layout(environ: Mapping[str, str]) -> Layout:
         _from_environment(name, environ[name], _absolute) if environ.get(name) else None
         for name in ("OLLAMA_PROMPT_HOME", "OLLAMA_PROMPT_DB_PATH")
     )
-    home = home or (os.path.dirname(index) if index else os.path.expanduser("~/.ollama-prompt"))
-    return Layout(home, index)
+    return Layout(home or (os.path.dirname(index) if index else _home()), index)
+
+
+def _home() -> str:
+    try:
+        return _absolute("~/.ollama-prompt")
+    except ValueError:
+        hint = "let OLLAMA_PROMPT_HOME name a folder for the conversations"
+        raise UsageError("there is no home directory to keep conversations in", hint=hint) from None
 
 
 def _absolute(path: str) -> str:
     if "\0" in path:
         raise ValueError("is no path")
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):  # it would be a folder of that name, one for every current directory
+        raise ValueError("begins with a home directory that is not known")
     try:
-        return os.path.abspath(os.path.expanduser(path))
+        return os.path.abspath(expanded)
     except OSError:
         raise ValueError("is a relative path, and the current directory does not exist any more") from None
 
@@ -261,7 +271,7 @@ def token_count(text: str) -> int:
     """A number of tokens: from 1, or -1 (no limit) or -2 (until the window is full), as in Ollama."""
     number = _integer(text)
     if number < 1 and number not in {-1, -2}:
-        raise ValueError("must be 1 or more")
+        raise ValueError("must be 1 or more, or -1 (no limit) or -2 (until the window is full)")
     return number
 
 

@@ -27,12 +27,21 @@ be cut in two where an interruption finds it waiting for a slow reader."""
 
 def prepare() -> None:
     """Set up both streams; what is no valid Unicode (a file's name) is escaped as JSON would."""
+    _buffer_stdout()
     for stream in (sys.stdout, sys.stderr):
         # A test or an embedding program may have put something without `reconfigure` in its place.
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             newline = None if stream.isatty() else "\n"
             reconfigure(encoding="utf-8", errors="backslashreplace", newline=newline)
+
+
+def _buffer_stdout() -> None:
+    """With PYTHONUNBUFFERED Python gives us a stdout that may write a part of the text, and says so to nobody."""
+    import io
+
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.detach()))
 
 
 def write(text: str) -> None:

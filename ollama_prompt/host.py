@@ -74,6 +74,8 @@ def parse_host(value: str | None) -> Host:
     text = (value or "").strip().strip("\"'").strip()
     scheme, rest, default_port = _split_scheme(text)
     address, _, path = rest.partition("/")
+    if "@" in address:  # not shown: it may be a password
+        raise UsageError("OLLAMA_HOST has a user or a password in it, which Ollama does not take", hint=_EXAMPLE)
     host, port = _split_port(address, default_port)
     note = None
     if not (re.fullmatch(r"[0-9]{1,5}", port) and int(port) <= 65535):

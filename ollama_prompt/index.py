@@ -158,6 +158,7 @@ class Index:
     def __init__(self, path: str, made: str) -> None:
         self.path = path
         self.made = made
+        self._is_busy = False
 
     def state(self) -> str:
         """What lies at the path: "ok", "old", "missing", "corrupt", "foreign" or "unreadable". Opens no database."""
@@ -260,7 +261,7 @@ class Index:
     def _reading(self, wait: bool = True) -> Iterator[sqlite3.Connection]:
         if (state := self.state()) != "ok":
             raise IndexUnusable("corrupt" if state == "old" else state)
-        with _translated(), _connected(self.path, BUSY_SECONDS if wait else 0) as database:
+        with self._connected(wait) as database:
             yield database
 
     @contextmanager
@@ -269,13 +270,24 @@ class Index:
         state = self.state()
         if state not in {"ok", "missing"}:
             raise IndexUnusable("corrupt" if state == "old" else state)
-        with _translated(), _connected(self.path, BUSY_SECONDS) as database:
+        with self._connected() as database:
             database.execute("PRAGMA synchronous = OFF")
             self._begin(database)
             if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 self._make(database)
             yield database
             database.execute("COMMIT")
+
+    @contextmanager
+    def _connected(self, wait: bool = True) -> Iterator[sqlite3.Connection]:
+        """A connection that waits for other processes, until it has done so once in vain."""
+        timeout = BUSY_SECONDS if wait and not self._is_busy else 0
+        try:
+            with _translated(), _connected(self.path, timeout) as database:
+                yield database
+        except IndexUnusable as error:
+            self._is_busy = self._is_busy or error.state == "busy"
+            raise
 
     def _begin(self, database: sqlite3.Connection) -> None:
         """Begin to write. Gives up after `BUSY_SECONDS` without a change: a hundred processes at once all get

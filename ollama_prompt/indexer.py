@@ -104,16 +104,22 @@ class Indexer:
         return found[0], row if row and row.stamp == _stamp_at(found[0]) else None
 
     def newest(self) -> str:
-        """The session used last: by its newest record, ties by that record's id. Raises `SessionNotFound`."""
+        """The session used last: by its newest record, ties by that record's id.
+
+        Raises `SessionNotFound`; `StoreUnreadable` where it may be one that cannot be read.
+        """
         import json
 
         lines = self.sessions()
-        if not lines and self.catalogue.files():
-            raise StoreUnreadable("there are sessions, and none can be read", hint="--check tells why")
-        if not lines:
+        newest = json.loads(lines[0]) if lines else None
+        for path in map(self.layout.absolute, self.catalogue.unread):
+            if newest is None or _modified_ns(path) > _modified_ns(newest["path"]):
+                hint = "--check tells why; --session-id continues another one"
+                raise StoreUnreadable(f"the session used last may be {path}, which cannot be read", hint=hint)
+        if newest is None:
             raise SessionNotFound("there is no session to continue", hint="without --continue a new one begins")
-        newest: str = json.loads(lines[0])["session_id"]
-        return newest
+        session_id: str = newest["session_id"]
+        return session_id
 
     def fork(self, session_id: str, message_id: str | None) -> str:
         """A new session that starts as a copy, up to a message if one is named; its id.
@@ -564,6 +570,11 @@ def _stamp_at(path: str) -> tuple[int, int, int, int] | None:
     from ollama_prompt.session_file import stamp_at
 
     return stamp_at(path)
+
+
+def _modified_ns(path: str) -> int:
+    stamp = _stamp_at(path)
+    return stamp[1] if stamp else 0
 
 
 def _is_unused(last_used: str | None, cutoff: str | None) -> bool:

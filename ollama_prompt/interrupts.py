@@ -24,14 +24,27 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
+    from typing import NoReturn
 
 END, DEFER, RAISE = range(3)
 PATIENCE = 3
 """The signal at which the process ends, whatever it waits for."""
 
 
+def end(code: int) -> NoReturn:
+    """End the process at once: what is to be written and flushed is.
+
+    After Ctrl-C at a terminal it ends by that signal, which a shell reports as 130 all the same: a loop of bash goes
+    on after a call that merely says 130.
+    """
+    if code == 128 + signal.SIGINT and os.name == "posix" and os.isatty(2):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code)
+
+
 def _exit(number: int) -> None:
-    os._exit(128 + number)
+    end(128 + number)
 
 
 def _raise(number: int) -> None:  # noqa: ARG001  Python tells only Ctrl-C

@@ -181,7 +181,7 @@ class Ollama:
             alarm.check()
             raise IncompleteAnswer(
                 "the answer broke off: Ollama ended it without saying that it is done",
-                hint="Ask again; if it happens again, see Ollama's log.",
+                hint="If it happens again, see Ollama's log.",
             )
 
     def close(self) -> None:
@@ -296,7 +296,7 @@ class Ollama:
         if metadata:
             message = f"the connection to Ollama at {where} broke off: {said}"
             return OllamaUnreachable(message, hint=self._hint_host())
-        return IncompleteAnswer(f"the answer broke off: {said}", hint="Ask again.")
+        return IncompleteAnswer(f"the answer broke off: {said}")
 
     def _no_connection(self, error: httpx.ConnectError) -> ModelError:
         where = self._host.url
@@ -365,7 +365,7 @@ class Ollama:
             hint = "Ollama could not reach its cloud; is this machine online?"
         elif answer.status == 429:
             hint = "The limit of the account or of the server is used up; ask again later."
-        return OllamaError(answer.error, hint=hint, keeps_prompt=answer.keeps_prompt)
+        return OllamaError(answer.said, hint=hint, keeps_prompt=answer.keeps_prompt)
 
     def _not_ollama(self, answer: _Answer) -> ModelError:
         """Not JSON: a proxy's page, another program, a path that does not exist."""
@@ -546,7 +546,7 @@ class _Answer:
     @property
     def said(self) -> str:
         """The error for people, or the start of what came instead of one."""
-        return self._excerpt() if self.error is None else self.error
+        return self.error or self._excerpt()
 
     def _excerpt(self) -> str:
         text = " ".join(self._data[:400].decode("utf-8", "replace").split())

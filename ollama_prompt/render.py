@@ -120,7 +120,7 @@ def info_as_text(data: dict[str, Any]) -> str:
 def _message_as_text(message: dict[str, Any]) -> str:
     undone = " (taken back)" if message.get("undone") else ""
     text: str = visible(message["content"])
-    named = "".join(f", {visible(message[key])}" for key in ("created_at", "id") if key in message)
+    named = "".join(f", {visible(message[key])}" for key in ("created_at", "id") if message.get(key))
     return f"\n--- {visible(message['role'])}{undone}{named}\n{text}\n"
 
 

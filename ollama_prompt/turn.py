@@ -273,9 +273,15 @@ class _Turn:
         """Leave behind what a failed turn leaves."""
         if error.keeps_prompt or self.said or self.thought:
             self._keep_rest("error")
+            self._hint_at_retry(error)
         elif self.held and self._is_stored:
             self.held.take_back()
         self._name_session(error)
+
+    def _hint_at_retry(self, error: ModelError) -> None:
+        if self.held and self.held.path:
+            retry = f"ollama-prompt --retry {self.held.session_id} asks it again"
+            error.hint = f"{error.hint.rstrip('.')}; {retry}" if error.hint else retry
 
     def _name_session(self, error: OllamaPromptError) -> None:
         """Say where what was stored can be found, if anything was."""

@@ -5,6 +5,7 @@ conversation; then single rules, on files as people, merges and crashes leave th
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -529,13 +530,18 @@ def test_the_newest_record_counts_whatever_it_is_and_wherever_it_lies(indexer: I
     assert indexer.newest() == new_id(1)
 
 
-def test_a_session_that_cannot_be_read_is_named_and_another_continued(
+def test_another_session_is_continued_only_where_the_one_that_cannot_be_read_was_used_before_it(
     indexer: Indexer, home: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lay(home, *stores.turn(1))
-    refuse(monkeypatch, lay(home, *stores.turn(2), number=2))
-    assert indexer.newest() == new_id(1)
-    assert any(new_id(2) in note for note in notes)
+    older, newer = lay(home, *stores.turn(1)), lay(home, *stores.turn(2), number=2)
+    os.utime(older, (1e9, 1e9))
+    refuse(monkeypatch, older)
+    assert indexer.newest() == new_id(2)
+    assert any(new_id(1) in note for note in notes)
+    monkeypatch.undo()
+    refuse(monkeypatch, newer)
+    with pytest.raises(StoreUnreadable, match=f"used last may be .*{new_id(2)}"):
+        Indexer(indexer.layout, notes.append).newest()
 
 
 def test_that_there_is_no_session_is_not_said_of_one_that_cannot_be_read(

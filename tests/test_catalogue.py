@@ -589,6 +589,18 @@ def test_a_locked_index_is_not_waited_for_twice(
     assert reads.take() == {path.name: 3}
 
 
+def test_a_rebuild_of_an_index_that_another_program_holds_is_no_fault_of_the_disk(
+    store: Store, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(home, 1)
+    store.listing()
+    monkeypatch.setattr(index_module, "BUSY_SECONDS", 0.01)
+    with closing(sqlite3.connect(home / "sessions.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(SessionBusy):
+            store.catalogue.rebuild(0)
+
+
 @pytest.mark.parametrize("way", ["locked", "lock", "read-only", "foreign", "folder", "no folder"])
 def test_without_the_index_the_answer_is_made_from_the_files(
     store: Store, home: Path, monkeypatch: pytest.MonkeyPatch, way: str

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -520,12 +521,23 @@ def test_what_breaks_off_keeps_the_prompt_and_what_came(
     assert again["window"]["messages_sent"] == (3 if partial else 1)
 
 
-def test_a_broken_off_answer_with_output_text(run: Run, ollama: StandIn) -> None:
+def test_a_broken_off_answer_with_output_text(run: Run, ollama: StandIn, home: Path) -> None:
     ollama.fail("error_line", message="out of memory")
     result = run("-p", "Hi", "--output", "text")
     assert result.returncode == 1
     assert result.stdout == "Answer to\n", "an error begins on a line of its own"
-    assert result.stderr == "error: out of memory\n"
+    retry = f"ollama-prompt --retry {the_file(home).stem} asks it again"
+    assert result.stderr == f"error: out of memory\nhint: {retry}\n"
+
+
+def test_what_was_not_kept_cannot_be_asked_again(run: Run, ollama: StandIn) -> None:
+    ollama.fail("error_line", message="out of memory")
+    assert "hint" not in fail(run("-p", "Hi", "--no-session"), "ollama_error")
+
+
+def test_an_error_without_a_word(run: Run, ollama: StandIn) -> None:
+    ollama.fail("status", status=500, body={"error": ""})
+    assert fail(run("-p", "Hi"), "ollama_error")["error"] == '{"error":""}'
 
 
 def test_a_busy_server_is_asked_again(run: Run, ollama: StandIn, home: Path) -> None:
@@ -722,14 +734,29 @@ def test_a_reader_of_text_that_went_away(start: Start, ollama: StandIn, home: Pa
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_a_full_disk_under_stdout(start: Start, ollama: StandIn, home: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_stdout(start: Start, ollama: StandIn, home: Path, unbuffered: str) -> None:
     with open("/dev/full", "wb") as full:
-        process = start("-p", "Hi", stdout=full)
+        process = start("-p", "Hi", stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
     error = json.loads(process.communicate(timeout=30)[1])
     assert process.returncode == 1
     assert error["code"] == "output_failed"
     assert error["session_id"] == the_file(home).stem, "the turn is stored: say where"
     assert last_answer(the_file(home))["done_reason"] == "stop"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no bash")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_half_an_answer_on_stdout_is_a_failure(
+    environment: dict[str, str], ollama: StandIn, home: Path, tmp_path: Path, unbuffered: str
+) -> None:
+    """With PYTHONUNBUFFERED Python's own stdout takes a write that is cut for a whole one."""
+    ollama.set(answer="x" * 300_000)
+    command = f"ulimit -f 100; {sys.executable} -m ollama_prompt -p Hi --no-session > answer.json"
+    env = environment | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", command], env=env, cwd=tmp_path, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert json.loads(done.stderr)["code"] == "output_failed"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no bash")
@@ -768,6 +795,29 @@ def test_in_a_terminal(environment: dict[str, str], ollama: StandIn) -> None:
     code, shown = in_terminal(environment, "-p", "Hi", "--output", "text", "--no-session")
     assert code == 0
     assert shown == "waiting for smollm2 …\r\x1b[KRed: \\x1b[31m!\r\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")
+def test_ctrl_c_in_a_terminal_stops_a_loop_of_bash(
+    environment: dict[str, str], ollama: StandIn, home: Path, tmp_path: Path
+) -> None:
+    import pty
+
+    ollama.set(delay=0.2)
+    loop = f"for n in 1 2 3; do {sys.executable} -m ollama_prompt -p Hi > $n; done"
+    child, ours = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execvpe("bash", ["bash", "-c", loop], environment)
+    while not ollama.chats():
+        time.sleep(0.05)
+    os.write(ours, b"\x03")
+    _, status = os.waitpid(child, 0)
+    os.close(ours)
+    assert os.waitstatus_to_exitcode(status) in {130, -signal.SIGINT}
+    assert len(ollama.chats()) == 1
+    assert not (tmp_path / "2").exists()
+    assert said(the_file(home))[0] == ("user", "Hi")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")

@@ -859,3 +859,30 @@ def test_forks_of_two_clones_stand_side_by_side(clones: Clones) -> None:
     assert [[session["session_id"] for session in listing] for listing in listings] == [[made[0], made[1], ONE]] * 2
     for name in clones.homes:
         assert clones.run(name, "-c", "-p", "Hi").json["session_id"] == made[0]
+
+
+# -- what cannot be told ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_fork_that_cannot_be_printed_is_named_in_the_error(run: Run, start: Start, home: Path) -> None:
+    source = ask(run)["session_id"]
+    with open("/dev/full", "wb") as full:
+        process = start("--fork", source, stdout=full)
+    error = json.loads(process.communicate(timeout=30)[1])
+    assert (process.returncode, error["code"]) == (1, "output_failed")
+    assert {path.stem for path in stores.files(home)} == {source, error["session_id"]}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no bash")
+@pytest.mark.parametrize("action", ["--undo", "--fork", "--delete", "--session-info"])
+def test_with_a_closed_stdout_nothing_is_changed(
+    run: Run, environment: dict[str, str], home: Path, action: str
+) -> None:
+    source = ask(run)["session_id"]
+    before = tree(home)
+    command = f"{sys.executable} -m ollama_prompt {action} {source} >&-"
+    done = subprocess.run(["bash", "-c", command], env=environment, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert json.loads(done.stderr)["code"] == "output_failed"
+    assert tree(home) == before

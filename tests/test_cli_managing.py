@@ -153,6 +153,13 @@ def test_session_info_tells_what_was_taken_back_and_what_is_damaged(run: Run, ho
     assert "damaged:   line 6: " in text
 
 
+def test_a_time_that_is_none_hides_no_message(run: Run, home: Path) -> None:
+    odd = [record | {"created_at": "yesterday"} for record in stores.turn(0)]
+    make(home, 1, b"".join(map(line, [header(new_id(1)), *odd])))
+    text = succeed(run("--session-info", new_id(1), "--output", "text")).stdout
+    assert f"--- user, {new_id(0)}\nQuestion 0\n" in text
+
+
 def test_session_info_as_text(run: Run, home: Path) -> None:
     path = make(home, 1)
     assert succeed(run("--session-info", new_id(1), "--output", "text")).stdout.startswith(

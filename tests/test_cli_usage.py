@@ -329,6 +329,26 @@ def test_an_impossible_host_is_named_when_a_session_is_continued(run: Run, home:
     assert tree(home / "sessions") == before
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pwd")
+def test_who_has_no_home_is_told_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user id that no account has, as in a container."""
+    import pwd
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(UsageError, match="no home directory") as info:
+        config.store_layout({})
+    assert "OLLAMA_PROMPT_HOME" in str(info.value.hint)
+
+
+@pytest.mark.parametrize("home", ["~nobody-of-this-name", "~nobody-of-this-name/store"])
+def test_a_home_that_is_not_known(run: Run, tmp_path: Path, home: str) -> None:
+    before = tree(tmp_path)
+    error = fail(run("-p", "Hi", env={"OLLAMA_PROMPT_HOME": home}), "usage", 2)
+    assert "OLLAMA_PROMPT_HOME" in error["error"]
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps the current directory")
 def test_a_current_directory_that_is_gone(environment: dict[str, str], tmp_path: Path) -> None:
     command = f'mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m ollama_prompt "$@"'

@@ -408,7 +408,8 @@ def test_the_prompts_that_failed_are_kept(shell: dict[str, str], tmp_path: Path,
     (tmp_path / "prompts.txt").write_text("One\n'Two'\n-three\n", encoding="utf-8")
     ollama.fail("status", times=1, after=1, status=500, body={"error": "no more memory"})
     done = bash(block_with("failed.txt"), shell, tmp_path)
-    assert (done.returncode, done.stderr) == (0, "error: no more memory\n")
+    assert done.returncode == 0
+    assert done.stderr.startswith("error: no more memory\n")
     assert done.stdout == "Answer to: One (messages: 1)\nAnswer to: -three (messages: 1)\n"
     assert text_of(tmp_path / "failed.txt") == "'Two'\n"
 

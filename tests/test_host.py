@@ -81,6 +81,12 @@ def test_a_bad_port_is_noted_and_replaced(value: str, url: str, port: str) -> No
     assert repr(port) in host.note
 
 
+def test_a_password_is_not_shown() -> None:
+    with pytest.raises(UsageError, match="OLLAMA_HOST") as info:
+        parse_host("http://user:secret@example.com:11434")
+    assert "secret" not in str(info.value) + str(info.value.hint)
+
+
 @pytest.mark.parametrize(
     "value",
     [

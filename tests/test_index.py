@@ -430,6 +430,22 @@ def test_an_index_that_others_hold_is_busy(kept: Index, path: Path, act: Act) ->
     assert_holds(kept, row(1), row(2), row(3))
 
 
+def test_an_index_is_waited_for_in_vain_only_once(kept: Index, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    real = index_module._connected
+
+    def connected(path: str, timeout: float) -> Any:
+        waited.append(timeout)
+        return real(path, 0)
+
+    monkeypatch.setattr(index_module, "_connected", connected)
+    with locked(path, "EXCLUSIVE"):
+        for _ in range(3):
+            with raises("busy"):
+                kept.find(stores.new_id(1))
+    assert waited == [index_module.BUSY_SECONDS, 0, 0]
+
+
 @every_read
 def test_a_reader_does_not_wait_for_a_writer(kept: Index, path: Path, act: Act) -> None:
     with locked(path, "IMMEDIATE"):
