@@ -78,6 +78,13 @@ class Attachments:
         data = _content(self._layout.attachment(name)) if is_sha256(name) else None
         return data if data is not None and sha256(data).hexdigest() == name else None
 
+    def fault_of(self, name: str) -> str | None:
+        """What is wrong with a picture that a message names; None if nothing is."""
+        if self.read(name) is not None:
+            return None
+        is_there = os.path.lexists(self._layout.attachment(name))
+        return f"the picture {name} is {'damaged' if is_there else 'missing'}"
+
     def names(self) -> set[str]:
         """Every picture that is there, also those that no session names, and what was left of unfinished ones."""
         try:

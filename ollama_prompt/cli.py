@@ -203,7 +203,7 @@ def _import(indexer: Indexer, flags: Namespace) -> int:
 def _check(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands, render
 
-    data = commands.check(indexer)
+    data = commands.check(indexer, flags.repair, flags.secrets)
     _print(data, flags, render.check_as_text)
     return 0 if data["ok"] else 1
 
@@ -213,6 +213,18 @@ def _reindex(indexer: Indexer, flags: Namespace) -> int:
 
     data = commands.reindex(indexer, flags.lock_timeout)
     return _print(data, flags, lambda data: f"sessions in the index: {data['sessions']}\n")
+
+
+def _git_setup(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands, render
+
+    return _print(commands.git_setup(indexer, flags.remote), flags, render.git_setup_as_text)
+
+
+def _sync(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands, render
+
+    return _print(commands.sync(indexer, flags.lock_timeout, console.note), flags, render.sync_as_text)
 
 
 _ACTIONS = {
@@ -225,6 +237,8 @@ _ACTIONS = {
     "import": _import,
     "check": _check,
     "reindex": _reindex,
+    "git_setup": _git_setup,
+    "sync": _sync,
 }
 
 

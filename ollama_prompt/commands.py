@@ -185,16 +185,35 @@ def _places_of_1x(indexer: Indexer, environ: Mapping[str, str]) -> list[str]:
     return found
 
 
-def check(indexer: Indexer) -> dict[str, Any]:
-    """Read every file whole and say what is damaged."""
+def check(indexer: Indexer, repair: bool = False, secrets: bool = False) -> dict[str, Any]:
+    """Read every file whole and say what is damaged; with `repair` what was mended, with `secrets` what leaks."""
+    more: dict[str, Any] = {}
+    if repair:
+        more["repaired"] = indexer.repair()
     sessions, damage, index = indexer.check()
-    ok = not damage and index not in {"corrupt", "foreign"}
-    return {"ok": ok, "sessions": sessions, "damage": damage, "index": index}
+    if secrets:
+        more["secrets"] = indexer.secrets()
+    ok = not damage and index not in {"corrupt", "foreign"} and not more.get("secrets")
+    return {"ok": ok, "sessions": sessions, "damage": damage, "index": index, **more}
 
 
 def reindex(indexer: Indexer, lock_timeout: float) -> dict[str, Any]:
     """Build the index again from the files."""
     return {"sessions": indexer.reindex(lock_timeout)}
+
+
+def git_setup(indexer: Indexer, remote: str | None) -> dict[str, Any]:
+    """Put the store under git."""
+    from ollama_prompt.sync import set_up
+
+    return set_up(indexer, remote)
+
+
+def sync(indexer: Indexer, lock_timeout: float, note: Note) -> dict[str, Any]:
+    """Commit, merge and push."""
+    from ollama_prompt import sync
+
+    return sync.sync(indexer, lock_timeout, note)
 
 
 def make_indexer(environ: Mapping[str, str], note: Note) -> Indexer:

@@ -10,6 +10,7 @@
     │   └── NothingToUndo        nothing_to_undo
     ├── ReferenceFailed          reference_failed
     ├── ImportFailed             import_failed
+    ├── GitFailed                git_failed
     ├── ModelError
     │   ├── OllamaUnreachable    ollama_unreachable
     │   ├── ModelNotFound        model_not_found
@@ -102,6 +103,12 @@ class ImportFailed(OllamaPromptError):
     """What is to be imported cannot be read, or is nothing that we know."""
 
     code = "import_failed"
+
+
+class GitFailed(OllamaPromptError):
+    """git is missing, refuses, or cannot reach the remote."""
+
+    code = "git_failed"
 
 
 class ModelError(OllamaPromptError):

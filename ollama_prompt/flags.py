@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 ACTIONS = (
     "list_sessions", "session_info", "purge", "delete", "fork", "undo", "retry", "import", "check", "reindex",
-    "completion",
+    "git_setup", "sync", "completion",
 )  # fmt: skip
 """Flags that are an action of their own; without one the prompt is asked."""
 PROMPTING = ("prompt", "prompt_file", "stdin", "session_id", "continue", "no_session", "image")
 """Flags that say what is asked, and in which session: they make no sense beside an action."""
 ASKING_ONLY = (*PROMPTING, "title", "system", "system_file", "think", "no_think", "format")
 """Flags that make no sense beside an action that asks nothing. Others, such as --model in an alias, do no harm."""
-COMPANIONS = {"dry_run": ("purge",), "limit": ("list_sessions",), "at": ("fork",)}
+COMPANIONS = {
+    "dry_run": ("purge",), "limit": ("list_sessions",), "at": ("fork",), "repair": ("check",), "secrets": ("check",),
+    "remote": ("git_setup",),
+}  # fmt: skip
 """Flags that go with certain actions only."""
 _NAMING_SESSION = ("session-id", "session-info", "delete", "fork", "undo", "retry")
 _NO_ID = tuple(f"--{flag}: expected one argument" for flag in _NAMING_SESSION)
@@ -192,7 +195,12 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
         help="bring conversations along from ollama-prompt 1.x, from llm, or from a JSON list of messages",
     )  # fmt: skip
     add("--check", action="store_true", help="read every file whole and report damage")
+    add("--repair", action="store_true", help="with --check: mend what can be mended, and keep what is replaced")
+    add("--secrets", action="store_true", help="with --check: also report what looks like keys and passwords")
     add("--reindex", action="store_true", help="build the index again from the files")
+    add("--git-setup", action="store_true", help="put the conversations under git, for --sync and for your own use")
+    add("--remote", metavar="URL", type=_checked(config.some_text), help="with --git-setup: where --sync pushes to")
+    add("--sync", action="store_true", help="commit what changed, merge what other machines pushed, push")
     add(
         "--completion", type=str.lower, choices=("bash", "zsh", "fish", "powershell"),
         help="print a script that completes flags and sessions in this shell",

@@ -18,6 +18,7 @@ import os
 from contextlib import contextmanager, suppress
 
 from ollama_prompt import index, records, session_file
+from ollama_prompt.checkouts import wait_for_git
 from ollama_prompt.errors import NothingToUndo, StoreError
 from ollama_prompt.layout import Layout, cannot_read, cannot_write
 from ollama_prompt.session_file import Reading
@@ -224,9 +225,13 @@ class HeldSession:
             found = session_file.stamp_at(path)
             untouched = found is not None and found == self._after
             missing = new if untouched else [record for record in wanted if not _is_in(path, record)]
-            if self._append_once(path, missing, found, untouched):
+            if self._append_once(path, missing, found, untouched) and self._outlasts_git(path):
                 return
         raise OSError(errno.EBUSY, "its file is being replaced again and again", self.path)
+
+    def _outlasts_git(self, path: str) -> bool:
+        """Whether what was appended is still there once git, if it is at work, is through."""
+        return not wait_for_git(self._layout.sessions) or session_file.stamp_at(path) == self._after
 
     def _append_once(self, path: str, missing: list[Record], found: Stamp | None, untouched: bool) -> bool:
         """Append to the file that was `found`; False if that must be looked at again."""
@@ -262,6 +267,8 @@ class HeldSession:
         """Where the file is now: at its place, or moved elsewhere in the store, or nowhere."""
         if self.path is not None and not os.path.exists(self.path):
             found = self._layout.find(self.session_id)
+            if not found and wait_for_git(self._layout.sessions):
+                found = self._layout.find(self.session_id)
             if not found:
                 return None
             self.path = found[0]

@@ -48,6 +48,7 @@ ATTACHMENTS_SECONDS = 60.0
 """How long to wait while another process keeps or removes pictures."""
 
 _SHARED = {
+    "sync": ("the repository", "--lock-timeout waits longer"),
     "index": ("the index", "--lock-timeout waits longer"),
     "attachments": ("the folder of pictures", "ask again: nothing was sent or stored"),
 }
@@ -227,12 +228,55 @@ class Indexer:
             with self._lock(session_id, 0):
                 found = self.layout.find(session_id, deep=True)
                 images = self._images_in(found)
-                self._remove_files(session_id, found)
+                self._remove_files(session_id, found, self.layout.backups().get(session_id, []))
         except SessionBusy as error:
             error.hint = "delete it when its turn is over"
             raise
         self.catalogue.forget([session_id])
         self._discard_images(images)
+
+    # --- Under git -----------------------------------------------------------------------------
+
+    def syncing(self, lock_timeout: float) -> AbstractContextManager[None]:
+        """Nobody else syncs meanwhile. Raises `SessionBusy`."""
+        return self._lock("sync", lock_timeout, self._note_waiting)
+
+    @contextmanager
+    def holding(self, session_ids: list[str]) -> Iterator[list[str]]:
+        """Hold those of these sessions that are here, without waiting; yields the ones that are in use."""
+        from ollama_prompt import locks
+
+        here = {id_of(path) for path in self.catalogue.files()}.intersection(session_ids)
+        locks.make_room(len(here))
+        in_use: list[str] = []
+        with ExitStack() as stack:
+            for session_id in sorted(here):
+                try:
+                    stack.enter_context(self._lock(session_id, 0))
+                except SessionBusy:
+                    in_use.append(session_id)
+            yield in_use
+
+    def images(self) -> set[str] | None:
+        """The SHA-256 of every picture that any session names; None where a file cannot be read."""
+        return self.catalogue.images()
+
+    def give_back(self, path: str, data: bytes) -> None:
+        """Add to a file, relative to the store, the lines of `data` that it has lost. The caller holds the session."""
+        from ollama_prompt import session_file
+
+        absolute = os.path.join(self.layout.home, *path.split("/"))
+        try:
+            if not os.path.exists(absolute):
+                self.layout.make(os.path.dirname(absolute))
+                session_file.create(absolute, data)
+                return
+            with session_file.opened(absolute) as file:
+                there = set(file.read().splitlines())
+            if missing := [line + b"\n" for line in data.splitlines() if line not in there]:
+                session_file.append(absolute, b"".join(missing))
+        except OSError as error:
+            raise cannot_write(error) from error
 
     # --- Many sessions -------------------------------------------------------------------------
 
@@ -254,12 +298,13 @@ class Indexer:
         failed: list[StoreError] = []
         images: set[str] = set()
         rows = self.catalogue.rows()
+        backups = {} if dry_run else self.layout.backups()
         for row, paths in rows:
             if not _is_unused(row.last_used, cutoff):
                 continue
             images.update(row.saved["images"])
             try:
-                if self._purge_one(row.session_id, paths, cutoff, dry_run):
+                if self._purge_one(row.session_id, paths, backups.get(row.session_id, []), cutoff, dry_run):
                     removed.append(row.session_id)
             except SessionBusy:
                 skipped.append(row.session_id)
@@ -277,6 +322,7 @@ class Indexer:
         """Read every file whole: (sessions, damage, state of the index). Changes nothing."""
         damage: list[dict[str, Any]] = []
         rows: list[Row] = []
+        faults: dict[str, str | None] = {}
         paths = self.catalogue.files()
         for path in paths:
             try:
@@ -287,8 +333,52 @@ class Indexer:
                 continue
             rows.append(Row.of(path, reading, young=False))
             damage += [self._damage(path, line, reason) for line, reason in reading.damage]
+            damage += [self._damage(path, None, fault) for fault in self._faults(path, reading.summary.images, faults)]
         damage += [self._damage(path, None, "another file has the same session") for path in _doubles(paths)]
         return len({id_of(path) for path in paths}), damage, self.catalogue.state(rows)
+
+    def secrets(self) -> list[dict[str, Any]]:
+        """What looks like a key or a password in any line of any file, taken back or not, damaged or not.
+
+        A file that cannot be read is left out: `check` reports it.
+        """
+        from ollama_prompt import credentials, records, session_file
+
+        secrets: list[dict[str, Any]] = []
+        for path in self.catalogue.files():
+            with suppress(OSError), session_file.opened(self.layout.absolute(path)) as file:
+                for number, line in enumerate(file, 1):
+                    text = records.text_of(line)
+                    found = {(each.kind, text[each.start : each.end]): each.shown for each in credentials.find(text)}
+                    secrets += [self._secret(path, number, kind, shown) for (kind, _), shown in found.items()]
+        return secrets
+
+    def repair(self) -> list[dict[str, Any]]:
+        """Mend what can be mended; what was done to each file, and where its old bytes are kept (`repair.item`).
+
+        Sessions in use are left alone. What cannot be mended holds up nothing else; it is raised at the end.
+        """
+        from ollama_prompt import repair
+
+        done = repair.tighten(self.layout, self._index_files())  # what may not be read cannot be mended
+        failed: list[StoreError] = []
+        files: dict[str, list[str]] = {}
+        for path in self.catalogue.files():
+            files.setdefault(id_of(path), []).append(self.layout.absolute(path))
+        for session_id, paths in files.items():
+            try:
+                done += self._repair_session(session_id, paths)
+            except StoreError as error:
+                failed.append(error)
+        try:
+            done += self._remove_leftovers(set(files))
+            done += self._repair_index(bool(done))
+        except StoreError as error:
+            failed.append(error)
+        if failed:
+            failed[0].message += f"; other places that were mended: {len(done)}" if done else ""
+            raise failed[0]
+        return done
 
     def reindex(self, lock_timeout: float) -> int:
         """Throw the index away and build it again; the number of sessions. Raises `StoreError`s."""
@@ -385,7 +475,11 @@ class Indexer:
 
     def _find(self, session_id: str) -> tuple[list[str], dict[str, Row]]:
         """The same as `_files_of`. Raises `SessionNotFound`."""
+        from ollama_prompt.checkouts import wait_for_git
+
         found, rows = self._files_of(session_id)
+        if not found and wait_for_git(self.layout.sessions):  # which removes a file to make it anew
+            found, rows = self._files_of(session_id)
         if not found:
             hint = "--list-sessions shows them all"
             if _is_1x_there():
@@ -416,7 +510,9 @@ class Indexer:
         reading.end, reading.crc = row.saved["end"], row.saved["crc"]
         return path, reading, True
 
-    def _purge_one(self, session_id: str, known: list[str], cutoff: str | None, dry_run: bool) -> bool:
+    def _purge_one(
+        self, session_id: str, known: list[str], backups: list[str], cutoff: str | None, dry_run: bool
+    ) -> bool:
         """Remove one session if nobody holds it and it is still unused; whether it was, or would be.
 
         Nobody holds a session that has no lock file: a dry run makes none.
@@ -430,7 +526,7 @@ class Indexer:
                     self._discard_lock(session_id)
                 return False
             if not dry_run:
-                self._remove_files(session_id, found)
+                self._remove_files(session_id, found, backups)
         return True
 
     def _forget(self, removed: list[str], known: set[str]) -> None:
@@ -450,14 +546,14 @@ class Indexer:
                 return False
         return bool(found)
 
-    def _remove_files(self, session_id: str, paths: list[str]) -> None:
+    def _remove_files(self, session_id: str, paths: list[str], backups: list[str]) -> None:
         """Remove these files of a session that is held, and its lock. Raises `StoreWriteFailed`.
 
         One that `git pull` gives back meanwhile was not looked at: it stays.
         """
         from ollama_prompt import session_file
 
-        for path in paths:
+        for path in (*backups, *paths):  # in this order: a backup without its session would be removed by nobody
             try:
                 session_file.remove(path)
             except FileNotFoundError:
@@ -511,6 +607,10 @@ class Indexer:
     def _damage(self, path: str, line: int | None, reason: str) -> dict[str, Any]:
         return {"session_id": id_of(path), "path": self.layout.absolute(path), "line": line, "reason": reason}
 
+    def _secret(self, path: str, line: int, kind: str, shown: str) -> dict[str, Any]:
+        where = {"session_id": id_of(path), "path": self.layout.absolute(path), "line": line}
+        return {**where, "kind": kind, "shown": shown}
+
     def _rows_of(self, session_id: str) -> list[Row]:
         try:
             return self.catalogue.index.find(session_id)
@@ -525,6 +625,72 @@ class Indexer:
         except IndexUnusable as error:
             self.catalogue.warn(error)
         self._discard_images(held.unnamed_images)
+
+    # --- Repairing -----------------------------------------------------------------------------
+
+    def _faults(self, path: str, images: list[str], known: dict[str, str | None]) -> list[str]:
+        """What is wrong with the pictures that a file names; `known` keeps that of those already looked at."""
+        for name in images:
+            if name not in known:
+                known[name] = self.attachments().fault_of(name)
+        faults = {name: fault for name in images if (fault := known[name])}
+        if not faults:
+            return []
+        try:
+            still = self.catalogue.read_file(path).summary.images
+        except StoreUnreadable:
+            return []
+        return [faults[name] for name in still if name in faults]  # the others were removed with what named them
+
+    def _repair_session(self, session_id: str, paths: list[str]) -> list[dict[str, Any]]:
+        """Mend the files of one session, if there is anything to mend. Raises `StoreError`s."""
+        from ollama_prompt import repair
+
+        if not repair.is_needed(session_id, paths):
+            return []
+        try:
+            with self._lock(session_id, 0):
+                found, _ = self._files_of(session_id, paths)
+                if not found:
+                    self._discard_lock(session_id)
+                return repair.mend(session_id, found)
+        except SessionBusy:
+            return [repair.item(session_id, paths[0], "left alone: the session is in use")]
+
+    def _remove_leftovers(self, known: set[str]) -> list[dict[str, Any]]:
+        """Remove unfinished files of processes that were killed, and locks of sessions that are gone.
+
+        `known` are the sessions that have a file.
+        """
+        from ollama_prompt import repair
+
+        done = []
+        gone = self.layout.locked() - known
+        for lock, path in repair.leftovers(self.layout):
+            with suppress(SessionBusy, OSError), self._lock(lock, 0):
+                os.unlink(path)
+                done.append(repair.item(None, path, "removed: an unfinished file that a killed process left"))
+        for session_id in self.layout.locked() - known:
+            self._clear_away(session_id)
+        locks = [self.layout.lock(session_id) for session_id in sorted(gone - self.layout.locked())]
+        return done + [repair.item(None, path, "removed: the lock of a session that is gone") for path in locks]
+
+    def _index_files(self) -> list[str]:
+        """Databases that are ours: the index, and what is kept of ollama-prompt 1.x."""
+        is_ours = self.catalogue.index.state() in {"ok", "old", "corrupt"}
+        return [*([self.layout.index] if is_ours else []), *self.layout.set_aside()]
+
+    def _repair_index(self, is_stale: bool) -> list[dict[str, Any]]:
+        """Build the index again if it is corrupt, and else bring it up to date. Raises `StoreError`s."""
+        from ollama_prompt import repair
+
+        if self.catalogue.state([]) == "corrupt":
+            self.layout.make()
+            self.catalogue.rebuild(CLAIM_SECONDS)
+            return [repair.item(None, self.layout.index, "built again: the index was corrupt")]
+        if is_stale:
+            self.catalogue.rows()
+        return []
 
     # --- Locks ---------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
     HOME/                               0700
       sessions/2026-11/<uuid>.jsonl     0600; the month comes from the id (UUIDv7) itself
+                       <uuid>.<time>.<why>.bak      what a repair replaced
       attachments/<sha256>              pictures that messages name
       sessions.db                       the index; may lie elsewhere
       sessions-1.x.db                   a database of ollama-prompt 1.x that lay in its place
@@ -28,21 +29,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 SUFFIX = ".jsonl"
+BACKUP = ".bak"
 LARGEST = (1 << 63) - 1
 """The largest number that the index takes of a file: for its size, its times, its inode."""
 
 GITIGNORE = """\
 # The index, the locks and unfinished files can be made again; the conversations cannot.
+# What a repair replaced (*.bak) is for this machine only.
 /sessions.db
 /sessions.db-*
 /sessions-1.x*
 /locks/
 *.tmp
+*.bak
 """
 GITATTRIBUTES = """\
 # A conversation only grows, line by line, so that both sides of a merge are kept.
-*.jsonl text eol=lf merge=union
+*.jsonl text eol=lf merge=union diff=ollama-prompt
 /attachments/* binary
+.gitattributes merge=union
+.gitignore merge=union
 """
 
 
@@ -86,6 +92,16 @@ class Layout:
             return set()
         return {name for name in names if clock.parse_id(name) == name}
 
+    def backups(self) -> dict[str, list[str]]:
+        """What repairs have replaced, by session."""
+        found: dict[str, list[str]] = {}
+        for folder, folders, names in os.walk(self.sessions):
+            folders[:] = [below for below in folders if not below.startswith(".")]
+            for name in names:
+                if name.endswith(BACKUP) and clock.parse_id(name.partition(".")[0]):
+                    found.setdefault(name.partition(".")[0], []).append(os.path.join(folder, name))
+        return found
+
     def make(self, folder: str | None = None) -> None:
         """Make the store, and `folder` in it, where they are missing. Raises `StoreWriteFailed`."""
         try:
@@ -112,6 +128,19 @@ class Layout:
                 os.unlink(unfinished)
             if not os.path.lexists(path):  # else another process did it, in a container perhaps with the same pid
                 raise
+
+    def complete_git_files(self) -> None:
+        """Add lines that the .gitignore and .gitattributes of an earlier release lack. Raises `StoreWriteFailed`."""
+        try:
+            _complete(os.path.join(self.home, ".gitignore"), GITIGNORE + self._own_index())
+            _complete(os.path.join(self.home, ".gitattributes"), GITATTRIBUTES)
+        except OSError as error:
+            raise cannot_write(error) from error
+
+    def _own_index(self) -> str:
+        """Lines that keep an index out of git that lies in the store under a name of the user's."""
+        name = os.path.relpath(self.index, self.home).replace(os.sep, "/")
+        return "" if name.startswith("..") or name == "sessions.db" else f"/{name}\n/{name}-*\n"
 
     def set_aside_index(self) -> str:
         """Give the file in the index's place a name that is free; the name. Raises OSError."""
@@ -159,6 +188,14 @@ class Layout:
             folders[:] = [below for below in folders if not below.startswith(".")]
             found += [os.path.join(folder, name)] if name in names else []
         return found
+
+
+def _complete(path: str, text: str) -> None:
+    with open(path, "r+", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        there = file.read()
+        missing = [line for line in text.splitlines() if line not in there.splitlines()]
+        file.write("\n" if there and missing and not there.endswith("\n") else "")
+        file.write("".join(f"{line}\n" for line in missing))
 
 
 def _files_among(paths: list[str], unread: list[OSError]) -> list[str]:

@@ -10,6 +10,7 @@ but lets it try again on the name.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from contextlib import contextmanager, suppress
 
@@ -64,6 +65,17 @@ def _acquire(lock: FileLock, timeout: float, waiting: Callable[[], None] | None)
         if waiting:
             waiting()
         lock.acquire(timeout=max(timeout - (time.monotonic() - start), 0))
+
+
+def make_room(count: int) -> None:
+    """Let this process hold so many more locks, as far as the system lets it: each is an open file."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def discard(path: str) -> None:

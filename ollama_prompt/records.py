@@ -10,6 +10,8 @@ with the next.
 
 from __future__ import annotations
 
+import re
+
 import orjson
 
 from ollama_prompt import clock
@@ -38,6 +40,7 @@ SETTINGS: dict[str, type | tuple[type, ...]] = {
 
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CONFLICT_MARKER = re.compile(rb"(?:(?:<{7}|\|{7}|>{7})(?: .*)?|={7})\r*\n?", re.DOTALL)
 
 
 class DamagedLine(ValueError):
@@ -54,10 +57,10 @@ def decode(line: bytes) -> Record:
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        # A crash can leave a run of NUL bytes where a file system had not yet written the data, and some
-        # editors put a byte order mark in front of the header.
-        if (cleaned := line.replace(b"\0", b"").lstrip(_BYTE_ORDER_MARK)) != line:
-            return decode(cleaned)
+        if (without := cleaned(line)) != line:
+            return decode(without)
+        if is_conflict_marker(line):
+            raise DamagedLine("a conflict marker that a merge left") from None
         raise DamagedLine(f"not JSON: {error.msg}") from None
     if not isinstance(record, dict) or not isinstance(record.get("type"), str):
         raise DamagedLine("not a record: no object with a type")
@@ -66,6 +69,48 @@ def decode(line: bytes) -> Record:
     if not isinstance(record.get("id", ""), str):
         del record["id"]  # written by hand; no record can be named by it
     return record
+
+
+def cleaned(line: bytes) -> bytes:
+    """A line without what is no text of anybody; no record can have it.
+
+    A crash can leave a run of NUL bytes where a file system had not yet written the data, and some editors put a byte
+    order mark in front of the header.
+    """
+    return line.replace(b"\0", b"").lstrip(_BYTE_ORDER_MARK)
+
+
+def is_conflict_marker(line: bytes) -> bool:
+    """Whether git put this line between the two sides of a merge."""
+    return _CONFLICT_MARKER.fullmatch(line) is not None
+
+
+def text_of(line: bytes) -> str:
+    """All text in a line, one piece below the other, as it was before it was encoded; of a damaged line what is there.
+
+    Names of fields count: what is damaged, or comes from a later release, may have anything anywhere.
+    """
+    try:
+        waiting: list[object] = [decode(line)]
+    except DamagedLine:
+        return _ESCAPE.sub(_unescaped, line.decode("utf-8", "replace"))
+    pieces: list[str] = []
+    while waiting:  # as deep as JSON may be nested
+        value = waiting.pop()
+        if isinstance(value, str):
+            pieces.append(value)
+        elif isinstance(value, dict):
+            waiting += [*value.values(), *value]
+        elif isinstance(value, list):
+            waiting += value
+    return "\n".join(pieces)
+
+
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))")
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return chr(int(found[1], 16)) if found[1] else {"n": "\n", "r": "\r", "t": "\t"}.get(found[2], found[2])
 
 
 def _is_message(record: Record) -> bool:

@@ -130,7 +130,32 @@ def purge_as_text(data: dict[str, Any]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def git_setup_as_text(data: dict[str, Any]) -> str:
+    """Where the store is kept now."""
+    remote = f", remote: {visible(data['remote'])}" if data["remote"] else ""
+    return f"{'made' if data['created'] else 'uses'} the repository {visible(data['repository'])}{remote}\n"
+
+
+def sync_as_text(data: dict[str, Any]) -> str:
+    """What a sync did."""
+    lines = [f"in use, left for the next sync: {id_}\n" for id_ in data["skipped"]]
+    numbers = ", ".join(f"{name}: {data[name]}" for name in ("committed", "received", "sent"))
+    return "".join(lines) + f"sessions {numbers}\n"
+
+
+def _repaired_as_text(item: dict[str, Any]) -> str:
+    kept = f"; the old file is kept as {visible(item['kept'])}" if item["kept"] else ""
+    return f"{visible(item['path'])}: {visible(item['reason'])}{kept}\n"
+
+
 def check_as_text(data: dict[str, Any]) -> str:
-    """What a check found."""
-    lines = [f"{visible(item['path'])}:{item['line'] or 0}: {visible(item['reason'])}\n" for item in data["damage"]]
-    return "".join(lines) + f"sessions: {data['sessions']}, damaged places: {len(lines)}, index: {data['index']}\n"
+    """What a check found, and mended; a line for each place."""
+    damage = [f"{visible(item['path'])}:{item['line'] or 0}: {visible(item['reason'])}\n" for item in data["damage"]]
+    repaired = map(_repaired_as_text, data.get("repaired", ()))
+    secrets = [
+        f"{visible(item['path'])}:{item['line']}: {item['kind']}: {visible(item['shown'])}\n"
+        for item in data.get("secrets", ())
+    ]
+    last = f"sessions: {data['sessions']}, damaged places: {len(damage)}, index: {data['index']}"
+    last += f", secrets: {len(secrets)}\n" if "secrets" in data else "\n"
+    return "".join((*repaired, *damage, *secrets, last))

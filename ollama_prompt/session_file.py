@@ -1,6 +1,6 @@
 """Bytes of one session file: create, append, read forwards, read backwards.
 
-The file only ever grows, by whole lines in one write, and is never rewritten. So:
+The file only ever grows, by whole lines in one write; only a repair puts another in its place. So:
 
 - A new file is written under another name, fsynced, and linked to its own: nobody sees half of it.
 - An append that follows a torn line (a crash, a full disk) starts with a newline, so that the torn
@@ -67,6 +67,32 @@ def create(path: str, data: bytes) -> Stamp:
 
     Raises OSError, with no file made; FileExistsError if somebody put one there meanwhile.
     """
+    with _written(path, data) as temporary:
+        _give_name(temporary, path)
+    try:
+        sync_folder(os.path.dirname(path))
+    except BaseException:
+        os.unlink(path)
+        raise
+    return stamp_of(os.stat(path))
+
+
+def replace(path: str, data: bytes, expected: Stamp) -> bool:
+    """Put a new file in the place of one, whole and durable, if that still has this stamp; else False.
+
+    Raises OSError, with the file as it was before.
+    """
+    with _written(path, data) as temporary:
+        if stamp_at(path) != expected:
+            return False
+        os.replace(temporary, path)
+    sync_folder(os.path.dirname(path))
+    return True
+
+
+@contextmanager
+def _written(path: str, data: bytes) -> Iterator[str]:
+    """A file with this content, durable, under another name that is gone in the end."""
     temporary = unfinished(path)
     with suppress(FileNotFoundError):  # the session is locked: only a process that was killed can have left it
         os.unlink(temporary)
@@ -77,16 +103,10 @@ def create(path: str, data: bytes) -> Stamp:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        _give_name(temporary, path)
+        yield temporary
     finally:
         with suppress(OSError):
             os.unlink(temporary)
-    try:
-        sync_folder(os.path.dirname(path))
-    except BaseException:
-        os.unlink(path)
-        raise
-    return stamp_of(os.stat(path))
 
 
 def unfinished(path: str) -> str:
@@ -316,6 +336,13 @@ def load(path: str, session_id: str) -> tuple[list[Record], Reading]:
                     found.append(records.decode(line))
             offset += len(line)
     return found, reading
+
+
+def read_all(path: str) -> tuple[bytes, Stamp]:
+    """The bytes of a file, and its stamp from before they were read. Raises OSError."""
+    with opened(path) as file:
+        stamp = stamp_of(os.fstat(file.fileno()))
+        return file.read(), stamp
 
 
 def contains(path: str, id_: str) -> bool:

@@ -1,17 +1,21 @@
 """What a call of the command costs, as ratios to bare Python in the same run.
 
-    python3 scripts/bench.py [--rounds N]
+    python3 scripts/bench.py [--rounds N] [--git]
 
 Each figure is the CPU time (user + system) of whole processes, the median of many rounds, divided by
 that of `python -I -c "import argparse, sqlite3"`. All cases take turns within each round, so that a
 machine that is busy or slows down meets all of them alike. Turns go to the tests' stand-in for Ollama
 on loopback, whose own time is not counted. The project is installed into an environment of its own,
 byte-compiled, as users have it. POSIX only: Windows does not tell a child's CPU time.
+
+With --git instead what a store of 20,000 sessions under git costs, as ratios to what git itself takes for the same,
+and a listing after 500 sessions were pulled as a ratio to a listing. That takes minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -20,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,7 @@ from environment import ROOT, Environment, Failed, say
 
 sys.path.insert(0, str(ROOT / "tests"))
 
+import stores
 from standin import StandIn
 
 FLOOR = ["-I", "-c", "import argparse, sqlite3"]
@@ -40,6 +46,14 @@ TARGETS = {
     "new turn": 4.5,
     "continued turn": 4.5,
 }
+WHO = dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"), "bench")
+GIT_RATIOS = {
+    "--sync of one turn": "git add -A && git commit",
+    "--sync without news": "git fetch",
+    "--list-sessions after 500 were pulled": "--list-sessions",
+}
+"""Case → what it is compared with."""
+NUMBERS = itertools.count()
 
 
 class Bench:
@@ -66,6 +80,7 @@ class Bench:
             "OLLAMA_PROMPT_HOME": str(home),
             "OLLAMA_PROMPT_MODEL": MODEL,
             "OLLAMA_PROMPT_NO_SERVE": "1",
+            **WHO,
         }
         return subprocess.run(command, env=given, stdin=subprocess.DEVNULL, capture_output=True, check=False).stdout
 
@@ -73,10 +88,14 @@ class Bench:
         """Run every case in turn, round after round; the first round only warms up."""
         for number in range(rounds + 1):
             for name, (command, home) in self.cases.items():
-                before = spent_by_children()
-                self.run(command, home)
-                if number:
-                    self.times.setdefault(name, []).append(spent_by_children() - before)
+                self.time(name, command, home, counts=number > 0)
+
+    def time(self, name: str, command: list[str], home: Path, counts: bool = True) -> None:
+        """Run a command once and note what it took."""
+        before = spent_by_children()
+        self.run(command, home)
+        if counts:
+            self.times.setdefault(name, []).append(spent_by_children() - before)
 
     def median(self, name: str) -> float:
         """The median CPU time of a case, in seconds."""
@@ -128,6 +147,85 @@ def report(bench: Bench) -> None:
     say(f"| 10,000th turn / 10th turn | {ratio:.2f} (not x floor) | 1.2 |")
 
 
+class Repositories:
+    """A large store under git, and a clone of it on another machine."""
+
+    def __init__(self, bench: Bench, sessions: int) -> None:
+        self.bench = bench
+        self.home, self.other, self.between = (bench.folder / name for name in ("git", "other", "between.git"))
+        store(bench, "git", sessions, 2)
+        self.do("--git-setup")
+
+    def do(self, *arguments: str) -> None:
+        """The command, on the store."""
+        self.bench.run([self.bench.command, *arguments], self.home)
+
+    def share(self) -> None:
+        """Have a remote, and the other clone."""
+        git("clone", "--bare", str(self.home), str(self.between))
+        self.do("--git-setup", "--remote", str(self.between))
+        self.do("--sync")
+        git("clone", str(self.between), str(self.other))
+
+    def pull(self, sessions: int) -> None:
+        """Have turns in so many sessions come from the other machine."""
+        git("-C", str(self.other), "pull")
+        add_turns(self.other, sessions)
+        git("-C", str(self.other), "commit", "--all", "--message", "turns")
+        git("-C", str(self.other), "push")
+        git("-C", str(self.home), "pull", "origin", "main")
+
+
+def git(*arguments: str) -> None:
+    """git, which must go well."""
+    done = subprocess.run(["git", *arguments], env={**os.environ, **WHO}, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+def add_turns(home: Path, sessions: int) -> None:
+    """A question and its answer in each of so many sessions."""
+    for path in sorted(home.glob("sessions/*/*.jsonl"))[:sessions]:
+        now = time.time_ns() // 1_000_000
+        at = {"created_at": time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())}
+        for role in ("user", "assistant"):
+            id_ = stores.new_id(next(NUMBERS), now)
+            stores.add(path, stores.line(stores.message(0, role, "And why is it so?", **at, id=id_)))
+
+
+def measure_git(bench: Bench, rounds: int) -> None:
+    """Measure what GIT_RATIOS names; each side in turn."""
+    repositories = Repositories(bench, 20_000)
+    home = repositories.home
+    in_store = ["git", "-C", str(home)]
+    commit = ["sh", "-c", "git -C $OLLAMA_PROMPT_HOME add -A && git -C $OLLAMA_PROMPT_HOME commit -qm turn"]
+    for number in range(rounds + 1):
+        for name, command in (("git add -A && git commit", commit), ("--sync of one turn", [bench.command, "--sync"])):
+            add_turns(home, 1)
+            bench.time(name, command, home, counts=number > 0)
+    repositories.share()
+    for number in range(rounds + 1):
+        bench.time("git fetch", [*in_store, "fetch", "-q", "origin"], home, counts=number > 0)
+        bench.time("--sync without news", [bench.command, "--sync"], home, counts=number > 0)
+    listing = [bench.command, "--list-sessions"]
+    for number in range(min(rounds, 9) + 1):
+        repositories.pull(500)
+        bench.time("--list-sessions after 500 were pulled", listing, home, counts=number > 0)
+        time.sleep(0.1)
+        repositories.do("--list-sessions")  # what was read right after it changed is read once more
+        bench.time("--list-sessions", listing, home, counts=number > 0)
+
+
+def report_git(bench: Bench) -> None:
+    """Print the table, in Markdown."""
+    say(f"\n20,000 sessions, Python {sys.version.split()[0]}\n")
+    say("| case | ms CPU | ratio | to |")
+    say("|---|---|---|---|")
+    for name, other in GIT_RATIOS.items():
+        spent = bench.median(name)
+        say(f"| {name} | {1000 * spent:.0f} | {spent / bench.median(other):.2f} | {other} |")
+
+
 def install(environment: Environment) -> None:
     """The project as it is now, not editable: as users have it."""
     environment.make()
@@ -141,17 +239,22 @@ def main() -> int:
     """Measure; the exit code."""
     parser = argparse.ArgumentParser(description="CPU time of the command as ratios to bare Python")
     parser.add_argument("--rounds", type=int, default=25)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--git", action="store_true", help="a store under git instead")
+    wanted = parser.parse_args()
     environment = Environment(".venv-bench")
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     server = StandIn()
     try:
         install(environment)
         bench = Bench(environment, folder, server)
+        if wanted.git:
+            measure_git(bench, wanted.rounds)
+            report_git(bench)
+            return 0
         say("making stores …")
         prepare(bench)
-        say(f"measuring, {rounds} rounds …")
-        bench.measure(rounds)
+        say(f"measuring, {wanted.rounds} rounds …")
+        bench.measure(wanted.rounds)
         report(bench)
     except Failed as failure:
         say(f"error: {failure}")

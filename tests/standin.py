@@ -925,14 +925,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def hang(self) -> NoReturn:
         """Say nothing until the client goes, or the test has everything reset."""
-        while not self.pause(0.05):
+        cut_off = self.state.cut_off  # of this life: a reset between two pauses makes a new one
+        while not self.pause(0.05, cut_off):
             pass
         raise Gone
 
-    def pause(self, seconds: float) -> bool:
+    def pause(self, seconds: float, cut_off: threading.Event | None = None) -> bool:
         """Wait; raises BrokenPipeError if the client left, returns True if everything was reset."""
         end = time.monotonic() + seconds
-        cut_off = self.state.cut_off
+        cut_off = cut_off or self.state.cut_off
         while (left := end - time.monotonic()) > 0:
             if cut_off.is_set():
                 return True

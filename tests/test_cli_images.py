@@ -304,7 +304,10 @@ def test_a_picture_that_is_missing_or_damaged(run: Run, ollama: StandIn, home: P
     assert sent(ollama)[-1][0] == ([] if harm == "no folder" else [JPEG])
     assert "images" in ollama.chats()[-1]["messages"][0] or harm == "no folder"
     assert tree(home / "attachments") == before
-    assert succeed(run("--check")).json["ok"]
+    checked = run("--check").json["damage"]
+    word = "missing" if harm in {"missing", "no folder"} else "damaged"
+    assert checked[0]["reason"] == f"the picture {name_of(PNG)} is {word}"
+    assert len(checked) == len(noted)
     # Given again, it is there again.
     succeed(run("-p", "Here", "--session-id", session_id, "--image", "a.png"))
     assert kept(home)[name_of(PNG)] == PNG

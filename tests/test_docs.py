@@ -37,8 +37,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FLAG = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
 OTHER_PROGRAMS = re.compile(
-    r"^\s*(git|pip|tar|grep|jq|cd|python3) .*$|jq -r|xargs .*$|--(quote|keep-order|retries|unbuffered)"
-    r"|-(Recurse|Filter|List)\b",
+    r"^\s*(git|pip|tar|grep|jq|cd|python3|systemctl) .*$|`git [^`]+`|jq -r|xargs .*$"
+    r"|--(quote|keep-order|retries|unbuffered)|-(Recurse|Filter|List)\b",
     re.MULTILINE,
 )
 
@@ -147,6 +147,7 @@ BAD_INPUT: dict[str, list[str]] = {
     "--undo": ["--undo", NO_SESSION],
     "--retry": ["--retry", NO_SESSION],
     "--import": ["--import", ""],
+    "--remote": ["--git-setup", "--remote", " "],
     "--completion": ["--completion", "tcsh"],
     "--output": ["-p", "x", "--output", "xml"],
 }
@@ -223,6 +224,7 @@ def test_the_keys_of_the_actions(run: Run) -> None:
     assert table["`--check`"][:3] == ["ok", "sessions", "damage"]
     assert set(run("--check").json) <= set(table["`--check`"])
     assert table["`--reindex`"] == list(run("--reindex").json)
+    assert table["`--git-setup`"] == ["repository", "remote", "null", "created"]
     assert table["`--delete`"] == list(run("--delete", session_id).json)
 
 
@@ -347,10 +349,116 @@ def test_the_recipes_for_sessions_run(shell: dict[str, str], tmp_path: Path, oll
     assert "user: Name three rivers in Europe.\n" in printed
     assert re.search(r"^\d+\tRivers$", printed, re.MULTILINE)
     assert (tmp_path / "work" / "conversations.tar.gz").stat().st_size > 0
-    assert (tmp_path / ".ollama-prompt" / ".git").is_dir()
-    git = ["git", "-C", str(tmp_path / ".ollama-prompt"), "ls-files"]
-    kept = subprocess.run(git, env=shell, capture_output=True, text=True, check=True).stdout.split()
-    assert not [path for path in kept if path.startswith(("sessions.db", "locks/"))]
+
+
+# -- commands: version control -----------------------------------------------------------------------------
+
+
+class Machine:
+    """The shell of a machine that has a home of its own."""
+
+    def __init__(self, home: Path, shell: dict[str, str]) -> None:
+        self.home = home
+        self.shell = shell | {"HOME": str(home)}
+        home.mkdir()
+
+    def run(self, script: str) -> str:
+        """Run this, which must go well and say nothing on stderr; what it printed."""
+        done = self.attempt(script)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.stdout
+
+    def attempt(self, script: str) -> subprocess.CompletedProcess[str]:
+        return bash(script, self.shell, self.home)
+
+    def titles(self) -> set[str]:
+        return {session["title"] for session in json.loads(self.run("ollama-prompt --list-sessions"))["sessions"]}
+
+
+RECIPES = blocks("docs/version-control.md", "sh")
+
+
+def recipe(text: str) -> str:
+    """The shell block of the page on version control that has this in it."""
+    (block,) = [block for block in RECIPES if text in block]
+    return block
+
+
+@pytest.fixture
+def machines(shell: dict[str, str], tmp_path: Path) -> tuple[Machine, Machine]:
+    """Two machines that know each other, each with a conversation, set up as the page says."""
+    there = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{tmp_path}/laptop/.insteadOf"}
+    first, second = Machine(tmp_path / "laptop", shell), Machine(tmp_path / "desktop", shell)
+    second.shell |= there | {"GIT_CONFIG_VALUE_0": "laptop:"}
+    first.run("ollama-prompt --prompt 'Name a river.'")
+    second.run("ollama-prompt --prompt 'Name a tree.'")
+    first.run(RECIPES[0])
+    second.run(RECIPES[1])
+    return first, second
+
+
+@needs_tools
+def test_conversations_are_on_two_machines(machines: tuple[Machine, Machine], ollama: StandIn) -> None:
+    first, second = machines
+    printed = json.loads(first.run("ollama-prompt --sync"))
+    table = {named(row[0])[0] for row in rows_below("docs/version-control.md", "## Two machines")}
+    (keys,) = [row[1] for row in rows_below("docs/cli.md", "## Output") if row[0] == "`--sync`"]
+    assert set(named(keys)) == table == set(printed)
+    assert first.titles() == second.titles() == {"Name a river.", "Name a tree."}
+    first.run("ollama-prompt --continue --prompt 'And a lake.' && ollama-prompt --sync")
+    second.run("ollama-prompt --continue --prompt 'And a pond.' && ollama-prompt --sync")
+    assert json.loads(first.run("ollama-prompt --sync"))["received"] == 1
+    contents = [
+        {path.name: path.read_bytes() for path in machine.home.glob(".ollama-prompt/sessions/*/*.jsonl")}
+        for machine in machines
+    ]
+    assert contents[0] == contents[1]
+    assert b"And a lake." in b"".join(contents[0].values())
+    assert b"And a pond." in b"".join(contents[0].values())
+
+
+@needs_tools
+def test_git_shows_a_conversation_as_a_person_reads_it(machines: tuple[Machine, Machine], ollama: StandIn) -> None:
+    first, _ = machines
+    first.run("ollama-prompt --prompt 'Name a hill.' && ollama-prompt --sync")
+    shown = first.run(recipe("git log -p -1 --no-merges\n"))
+    assert re.search(r"^\+user · \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n\+Name a hill\.\n\+$", shown, re.MULTILINE)
+    assert '+{"type":"message"' in first.run(recipe("--no-textconv"))
+
+
+@needs_tools
+def test_plain_git_will_do(machines: tuple[Machine, Machine], ollama: StandIn) -> None:
+    first, second = machines
+    first.run("ollama-prompt --prompt 'Name a hill.' && ollama-prompt --sync")
+    second.run("ollama-prompt --prompt 'Name a bird.'")
+    second.run(recipe("git pull"))
+    first.run("ollama-prompt --sync")
+    everything = {"Name a river.", "Name a tree.", "Name a hill.", "Name a bird."}
+    assert first.titles() == second.titles() == everything
+
+
+@needs_tools
+def test_conversations_beside_the_code(shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    machine = Machine(tmp_path / "laptop", shell)
+    machine.run("git init --quiet project && echo 'print()' > project/main.py")
+    machine.run(recipe("cd ~/project"))
+    kept = machine.run("git -C project ls-files").split()
+    assert [path for path in kept if path.endswith(".jsonl")]
+    assert not [path for path in kept if "sessions.db" in path or "locks/" in path or path == "main.py"]
+    assert not (machine.home / ".ollama-prompt").exists()
+
+
+@needs_tools
+def test_a_hook_holds_up_keys_and_passwords(machines: tuple[Machine, Machine], ollama: StandIn) -> None:
+    first, _ = machines
+    first.run(recipe("hooks/pre-commit"))
+    first.run("ollama-prompt --prompt 'Name a hill.' && ollama-prompt --sync")
+    key = "AKIA" + "QYLPMN5HFIQR7XYA"
+    first.run(f"ollama-prompt --prompt 'My key is {key}.'")
+    done = first.attempt("ollama-prompt --sync")
+    assert (done.returncode, json.loads(done.stderr)["code"]) == (1, "git_failed")
+    (path,) = [path for path in first.home.glob(".ollama-prompt/sessions/*/*.jsonl") if key in text_of(path)]
+    first.run(f"ollama-prompt --delete {path.stem} && ollama-prompt --sync")
 
 
 @pytest.fixture

@@ -262,6 +262,26 @@ def test_no_room_for_another_file(quick: Run, disk: Disk, home: Path, ollama: St
     assert len(stores.assert_agreement(quick)) == 2
 
 
+def test_no_room_for_a_repair(quick: Run, disk: Disk, home: Path) -> None:
+    path = make(home, 1, stores.lines(ONE) + b"broken " * 2000 + b"\n")
+    other = make(home, 2)
+    other.chmod(0o644)
+    succeed(quick(*on(new_id(2))))
+    before = path.read_bytes()
+    disk.fill()
+    error = fail(quick("--check", "--repair"), WRITE)
+    assert_asks_for_room(error)
+    assert error["session_id"] == ONE
+    assert "other places that were mended: " in error["error"]
+    assert stat.S_IMODE(other.stat().st_mode) == 0o600
+    assert path.read_bytes() == before
+    assert not list(home.rglob("*.bak"))
+    assert not list(home.rglob("*.tmp"))
+    disk.clear()
+    assert succeed(quick("--check", "--repair")).json["damage"] == []
+    check_next_turn(quick, path, 5)
+
+
 @pytest.mark.parametrize("command", [("--delete", ONE), ("--purge", "9")], ids=["delete", "purge"])
 def test_removing_needs_no_room(quick: Run, disk: Disk, home: Path, command: tuple[str, ...]) -> None:
     make(home, 1)
@@ -377,6 +397,7 @@ def test_a_read_only_store_answers(quick: Run, disk: Disk, home: Path, ollama: S
     assert len(listing) == (2 if index == "stale" else 1)
     assert succeed(quick("--session-info", ONE)).json["message_count"] == 4
     assert succeed(quick("--check")).json["damage"] == []
+    assert succeed(quick("--check", "--repair")).json["repaired"] == []
     assert succeed(quick("--purge", "9", "--dry-run")).json["removed"] == len(listing)
     succeed(quick("-p", "Hi", "--no-session"))
     ollama.forget()
@@ -507,6 +528,31 @@ def test_no_permission(
     assert answered or path.read_bytes() == before
     check_next_turn(quick, path, 9 if answered else 7)
     stores.assert_agreement(quick)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        ".",
+        "sessions",
+        f"sessions/{MONTH}",
+        f"sessions/{MONTH}/{ONE}.jsonl",
+        "sessions.db",
+        "locks",
+        f"locks/{ONE}.lock",
+    ],
+)
+def test_permission_is_given_by_a_repair(run: Run, quick: Run, home: Path, as_user: Env, where: str) -> None:
+    path = make(home, 1, stores.lines(ONE) + b"broken\n")
+    for folder in (path.parent, path.parent.parent, home):
+        folder.chmod(0o700)
+    path.chmod(0o600)
+    succeed(quick(*on(ONE)))
+    with mode(home / where, 0):
+        repaired = succeed(run("--check", "--repair", env=as_user)).json["repaired"]
+        assert stat.S_IMODE((home / where).stat().st_mode) == (0o700 if (home / where).is_dir() else 0o600)
+    assert [item["reason"].partition(":")[0] for item in repaired] == ["permissions", "mended"]
+    check_next_turn(quick, path, 7)
 
 
 def test_what_cannot_be_written_is_not_sent(run: Run, home: Path, as_user: Env, ollama: StandIn) -> None:

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-COUNTED = ("open", "write", "read", "lseek", "fsync", "ftruncate", "close", "link", "rename", "unlink", "mkdir")
+COUNTED = (
+    "open", "write", "read", "lseek", "fsync", "ftruncate", "close", "link", "rename", "replace", "unlink", "mkdir",
+)  # fmt: skip
 IMPORTED = (
     *(f"ollama_prompt.{name}" for name in ("cli", "commands", "held_session", "locks", "render", "turn")),
-    *(f"ollama_prompt.{name}" for name in ("attachments", "images", "foreign", "foreign_1x")),
+    *(f"ollama_prompt.{name}" for name in ("attachments", "images", "foreign", "foreign_1x", "repair")),
     "base64", "tempfile",
 )  # fmt: skip
 AUDITED = ("open", "os.listdir", "os.scandir", "fcntl.flock", "os.chmod", "sqlite3.connect")

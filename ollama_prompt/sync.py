@@ -1,0 +1,382 @@
+"""The store under git: set up, committed, merged with what other machines pushed, pushed.
+
+    commit what changed → fetch → hold the sessions that the merge will change → commit → merge → push
+                           ↑_________________________ somebody else was faster _________________________|
+
+git is the engine, with its built-in union merge: a conversation only grows, line by line, and each record has an
+id, so that the lines of both sides are kept and a repeated one does no harm.
+
+- No line of either side is lost. A session that one side deleted and the other continued stays, and so do the
+  pictures that a session names. A file that was moved as it is keeps what the other side added.
+- A merge replaces files, and a turn may be waiting for its answer. So the sessions that it changes are held
+  meanwhile; if one of them is in use, all of it waits for the next sync: half a merge would drop the other half.
+- The repository is never left in the middle of a merge. One that cannot be ended is undone, and the reason told;
+  one that was killed is ended by the next sync.
+- Only what lies in the store is committed, also where the repository is a larger one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from contextlib import contextmanager, suppress
+
+from ollama_prompt import clock, interrupts
+from ollama_prompt.errors import GitFailed
+from ollama_prompt.git import Git, failure
+from ollama_prompt.layout import cannot_write
+from ollama_prompt.readable import textconv_command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+    from ollama_prompt.indexer import Indexer
+
+BRANCH = "main"
+ATTEMPTS = 10
+"""How often a push may lose against others before we give up."""
+_DRIVER = "diff.ollama-prompt.textconv"
+_OPEN = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply")
+"""What git has in its folder while something is not ended."""
+_IN_STORE = ("--", ".")
+_NAMES = ("--name-only", "-z", "--relative", "--no-renames")
+_NOBODY = ("-c", "user.name=ollama-prompt", "-c", "user.email=ollama-prompt@localhost")
+_MERGED = "Merge what other machines pushed"
+_COMMITTED = "what changed is committed; the next --sync sends it"
+
+
+def set_up(indexer: Indexer, remote: str | None) -> dict[str, Any]:
+    """Put the store under git, in a repository of its own or the one that it lies in. Raises `GitFailed`.
+
+    May be run again: only what is missing is made.
+    """
+    indexer.layout.make()
+    indexer.layout.complete_git_files()
+    git = Git(indexer.layout.home)
+    created = not _is_in_repository(git)
+    if created:
+        git.run("init", "--quiet")
+        git.run("symbolic-ref", "HEAD", f"refs/heads/{BRANCH}")
+    git.run("config", _DRIVER, textconv_command(sys.executable))
+    if remote is not None:
+        _name_remote(git, remote)
+    with indexer.syncing(0):
+        _Repository(git, indexer).commit()
+    return {
+        "repository": os.path.normpath(git.run("rev-parse", "--show-toplevel")),
+        "remote": git.ask("config", "remote.origin.url"),
+        "created": created,
+    }
+
+
+def _is_in_repository(git: Git) -> bool:
+    """Whether the store lies in a work tree; one that ignores it, such as a home directory's, is not meant."""
+    return git.ask("rev-parse", "--is-inside-work-tree") == "true" and git.ask("check-ignore", "sessions") is None
+
+
+def _name_remote(git: Git, remote: str) -> None:
+    """Let the branch here follow the one of the same name there, also for `git pull` by hand."""
+    url = os.path.abspath(remote) if os.path.isdir(remote) else remote
+    known = git.ask("config", "remote.origin.url")
+    if known is None:
+        git.run("remote", "add", "origin", "--", url)
+    elif known != url:
+        hint = f"git -C {git.run('rev-parse', '--show-toplevel')} remote set-url origin URL"
+        raise GitFailed(f"the repository has another remote already: {known}", hint=hint)
+    branch = git.ask("symbolic-ref", "--quiet", "--short", "HEAD")
+    if branch and git.ask("config", f"branch.{branch}.remote") is None:
+        git.run("config", f"branch.{branch}.remote", "origin")
+        git.run("config", f"branch.{branch}.merge", f"refs/heads/{branch}")
+
+
+def sync(indexer: Indexer, lock_timeout: float, note: Callable[[str], None]) -> dict[str, Any]:
+    """Commit, fetch, merge, push: how many sessions came and went. Raises `GitFailed`, `SessionBusy`."""
+    git = Git(indexer.layout.home)
+    if not _is_set_up(git):
+        raise GitFailed("the conversations are not under git", hint="ollama-prompt --git-setup")
+    with indexer.syncing(lock_timeout):
+        repository = _Repository(git, indexer)
+        try:
+            with repository.recoverable():
+                return _sync(repository, note)
+        except OSError as error:
+            raise cannot_write(error) from error
+
+
+def _is_set_up(git: Git) -> bool:
+    """Whether the store's own repository, or a larger one that --git-setup has seen, is there."""
+    is_inside, _, prefix = (git.ask("rev-parse", "--is-inside-work-tree", "--show-prefix") or "").partition("\n")
+    return is_inside == "true" and (not prefix or git.ask("config", "--local", _DRIVER) is not None)
+
+
+def _sync(repository: _Repository, note: Callable[[str], None]) -> dict[str, Any]:
+    repository.commit()
+    remote = _Remote.of(repository.git)
+    if remote is None:
+        note("there is no remote, so that nothing was sent: --git-setup --remote URL names one")
+        return repository.result()
+    for attempt in range(ATTEMPTS):
+        theirs = remote.fetch()
+        in_use = repository.merge(theirs) if theirs else []
+        if in_use or theirs == repository.head():
+            return repository.result(skipped=in_use)
+        sent = repository.changed(theirs, "HEAD")
+        if remote.push():
+            return repository.result(sent=len(sent), pushed=True)
+        time.sleep(random.uniform(0, 0.1 * (attempt + 1)))  # noqa: S311  so that two that lost do not meet again
+    raise GitFailed(f"others pushed before us, {ATTEMPTS} times", hint=_COMMITTED)
+
+
+class _Remote:
+    """The remote repository, and the branch there that goes with the one here."""
+
+    def __init__(self, git: Git, name: str, branch: str) -> None:
+        self._git = git
+        self._name = name
+        self._branch = branch
+
+    @classmethod
+    def of(cls, git: Git) -> _Remote | None:
+        """The one that the branch here follows, else `origin`, else the only one. Raises `GitFailed`."""
+        branch = git.ask("symbolic-ref", "--quiet", "--short", "HEAD")
+        if branch is None:
+            raise GitFailed("no branch is checked out", hint=f"git switch {BRANCH}")
+        remotes = git.run("remote").split()
+        name = git.ask("config", f"branch.{branch}.remote") or ("origin" if "origin" in remotes else "")
+        name = name or (remotes[0] if len(remotes) == 1 else "")
+        followed = git.ask("config", f"branch.{branch}.merge") or branch
+        return cls(git, name, followed.removeprefix("refs/heads/")) if name in remotes else None
+
+    def fetch(self) -> str | None:
+        """The newest commit there; None if there is none yet. Raises `GitFailed`."""
+        self._git.run("fetch", "--quiet", self._name, hint=_COMMITTED)
+        return self._git.ask("rev-parse", "--quiet", "--verify", f"refs/remotes/{self._name}/{self._branch}")
+
+    def push(self) -> bool:
+        """Whether our commits are there now; False if somebody else was faster. Raises `GitFailed`."""
+        target = f"HEAD:refs/heads/{self._branch}"
+        done = self._git.attempt("push", "--quiet", "--porcelain", self._name, target)
+        if done.returncode == 0:
+            return True
+        said = done.stdout + done.stderr
+        if any(words in said for words in (b"[rejected]", b"cannot lock ref", b"failed to update ref", b"stale info")):
+            return False
+        raise failure("push", done, hint=_COMMITTED)
+
+
+class _Repository:
+    """What git has of the store."""
+
+    def __init__(self, git: Git, indexer: Indexer) -> None:
+        self.git = git
+        self._indexer = indexer
+        names = (*_OPEN, "index.lock")
+        found = git.run("rev-parse", "--show-prefix", *(part for name in names for part in ("--git-path", name)))
+        self._prefix, *paths = found.split("\n")
+        self._git_paths = {
+            name: os.path.join(indexer.layout.home, path) for name, path in zip(names, paths, strict=True)
+        }
+        self._journal = os.path.join(indexer.layout.locks, "syncing")
+        self._committed: set[str] = set()
+        self._received: set[str] = set()
+
+    def result(self, sent: int = 0, pushed: bool = False, skipped: Iterable[str] = ()) -> dict[str, Any]:
+        """What is printed of a sync: numbers of sessions."""
+        came = {"committed": len(self._committed), "received": len(self._received)}
+        return {**came, "sent": sent, "pushed": pushed, "skipped": list(skipped)}
+
+    def head(self) -> str | None:
+        """The newest commit; None before the first."""
+        return self.git.ask("rev-parse", "--quiet", "--verify", "HEAD")
+
+    def changed(self, before: str | None, after: str) -> list[str]:
+        """The sessions whose files differ between two commits; without the first one, all that there are."""
+        if before is None:
+            return _sessions(self.git.paths("ls-tree", "-r", "-z", "--name-only", after, *_IN_STORE))
+        return _sessions(self.git.paths("diff", *_NAMES, before, after, *_IN_STORE))
+
+    def commit(self) -> None:
+        """Commit what changed in the store. Raises `GitFailed`."""
+        self._refuse_foreign_merge()
+        self._add()
+        changes = _Changes(self.git)
+        if changes.any:
+            self._write_commit(changes.message())
+            self._committed.update(changes.sessions())
+
+    def _write_commit(self, message: str) -> None:
+        only = ("--only", *_IN_STORE) if self._prefix else ()  # what somebody has staged elsewhere stays so
+        self.git.run(*self._author(), "commit", "--quiet", "--file", "-", *only, text=message, apart=True)
+
+    def _author(self) -> tuple[str, ...]:
+        return () if self.git.ask("var", "GIT_COMMITTER_IDENT") else _NOBODY
+
+    def _refuse_foreign_merge(self) -> None:
+        for name in _OPEN:
+            if os.path.exists(self._git_paths[name]):
+                raise GitFailed(f"the repository is in the middle of something: {name}", hint="git status tells what")
+
+    def _add(self) -> None:
+        """A session that is deleted while git looks at it makes it fail: once more."""
+        for _ in range(ATTEMPTS):
+            done = self.git.attempt("add", "--all", *_IN_STORE)
+            if done.returncode == 0:
+                return
+            time.sleep(0.1)
+        raise failure("add", done)
+
+    # --- Merging -------------------------------------------------------------------------------
+
+    def merge(self, theirs: str) -> list[str]:
+        """Take in what others pushed; or nothing of it, where sessions that it changes are in use: those.
+
+        Raises `GitFailed`, with everything as it was.
+        """
+        if self.git.attempt("merge-base", "--is-ancestor", theirs, "HEAD").returncode == 0:
+            return []
+        base = self.git.ask("merge-base", "HEAD", theirs)
+        changed = self.changed(base, theirs)
+        with self._indexer.holding(changed) as in_use:
+            if in_use:
+                return in_use
+            self.commit()
+            before = self.head()
+            with interrupts.deferred():
+                self._merge_held(theirs)
+                with interrupts.heard():
+                    pass
+        self._received.update(self.changed(before, "HEAD"))
+        return []
+
+    def _merge_held(self, theirs: str) -> None:
+        before = self.head()
+        self._note_merge(f"{before} {theirs}")
+        # A fork is like its source: were that deleted, git would take the one for the other's new name.
+        options = ("--quiet", "--allow-unrelated-histories", "--strategy-option", "find-renames=100%")
+        done = self.git.attempt(*self._author(), "merge", *options, "--message", _MERGED, theirs, apart=True)
+        if done.returncode:
+            if not os.path.exists(self._git_paths["MERGE_HEAD"]):
+                raise failure("merge", done, hint=_COMMITTED)
+            self._end_merge()
+        self._keep_pictures(filter(None, (before, theirs)))
+
+    def _end_merge(self) -> None:
+        """Keep what one side deleted and the other changed; undo a merge that needs somebody's mind."""
+        stages: dict[str, set[str]] = {}
+        for entry in self.git.paths("ls-files", "--unmerged", "-z", "--full-name", ":/"):
+            facts, _, path = entry.partition("\t")
+            stages.setdefault(path, set()).add(facts.split()[2])
+        in_conflict = [
+            path for path, found in stages.items() if {"2", "3"} <= found or not path.startswith(self._prefix)
+        ]
+        try:
+            if in_conflict:
+                raise GitFailed(f"git cannot merge {in_conflict[0]} by itself", hint="git pull, and merge it by hand")
+            for path in stages:
+                self.git.run("add", "--", f":/{path}", apart=True)
+            self.git.run(*self._author(), "commit", "--quiet", "--message", _MERGED, apart=True)
+        except GitFailed:  # also a hook that says no
+            self.git.run("merge", "--abort", apart=True)
+            raise
+
+    def _keep_pictures(self, commits: Iterable[str]) -> None:
+        """Bring back pictures that one side deleted, where a session that the other side has names them."""
+        named: set[str] | None = None
+        for commit in commits:
+            gone = self.git.paths("diff", *_NAMES, "--diff-filter=D", commit, "HEAD", "--", "attachments")
+            if gone and named is None:
+                named = self._indexer.images()
+            for path in gone:
+                if named is None or path.rpartition("/")[2] in named:
+                    self.git.run("checkout", "--quiet", commit, "--", path, apart=True)
+        self.commit()
+
+    # --- Being killed --------------------------------------------------------------------------
+
+    @contextmanager
+    def recoverable(self) -> Iterator[None]:
+        """End what an earlier sync was killed in; and leave a note for the next one."""
+        if os.path.exists(self._journal):
+            self._recover()
+        self._note_merge("")
+        try:
+            yield
+        finally:
+            os.unlink(self._journal)
+
+    def _note_merge(self, text: str) -> None:
+        with open(self._journal, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def _recover(self) -> None:
+        """git writes files in place: one may have been cut where it was killed in the middle of a merge."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._git_paths["index.lock"])
+        with open(self._journal, encoding="utf-8") as file:
+            commits = file.read().split()
+        if len(commits) != 2:
+            return
+        if os.path.exists(self._git_paths["MERGE_HEAD"]):
+            self.git.run("add", "--all", *_IN_STORE)
+            self._end_merge()
+        elif self.head() == commits[0]:
+            self._restore(*commits)
+
+    def _restore(self, ours: str, theirs: str) -> None:
+        """Give files back the lines that a cut merge took from them."""
+        base = self.git.ask("merge-base", ours, theirs)
+        changed = self.changed(base, theirs)
+        there = self.git.paths("ls-tree", "-r", "-z", "--name-only", ours, *_IN_STORE)
+        with self._indexer.holding(changed) as in_use:
+            for path in there:
+                if path.endswith(".jsonl") and set(_sessions([path])) & (set(changed) - set(in_use)):
+                    data = self.git.attempt("show", f"{ours}:./{path}").stdout
+                    self._indexer.give_back(path, data)
+
+
+class _Changes:
+    """What is about to be committed: of each session how many turns it has got, None for one that is removed."""
+
+    def __init__(self, git: Git) -> None:
+        self.any = False
+        self._turns: dict[str, int | None] = {}
+        options = ("--cached", "--unified=0", "--irreversible-delete", "--no-color", "--no-ext-diff", "--no-textconv")
+        session_id = ""
+        for line in git.lines("diff", *options, "--no-renames", *_IN_STORE):
+            self.any = True
+            if line.startswith(b"diff --git "):
+                session_id = next(iter(_sessions([os.fsdecode(line.rstrip(b'"\n'))])), "")
+                self._turns |= {session_id: 0} if session_id else {}
+            elif session_id and line.startswith(b"deleted file "):
+                self._turns[session_id] = None
+            elif session_id and line.startswith(b"+{") and b'"role":"assistant"' in line:
+                self._turns[session_id] = (self._turns[session_id] or 0) + 1
+
+    def sessions(self) -> list[str]:
+        """All that changed."""
+        return list(self._turns)
+
+    def message(self) -> str:
+        """A commit's: how many turns in how many sessions, and which."""
+        kept = [turns for turns in self._turns.values() if turns is not None]
+        removed = len(self._turns) - len(kept)
+        counted = f"{_number(sum(kept), 'turn')} in {_number(len(kept), 'session')}"
+        gone = f"{_number(removed, 'session')} removed"
+        title = ", ".join([counted] * bool(kept) + [gone] * bool(removed)) or "Settings of the store"
+        lines = [f"{id_} {'removed' if turns is None else f'{turns:+d}'}" for id_, turns in self._turns.items()]
+        return "\n".join([title, "", *lines, ""])
+
+
+def _sessions(paths: Iterable[str]) -> list[str]:
+    """The sessions among these paths, each once."""
+    names = (path.rpartition("/")[2] for path in paths)
+    ids = (name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl"))
+    return list(dict.fromkeys(id_ for id_ in ids if clock.parse_id(id_) == id_))
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
