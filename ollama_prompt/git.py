@@ -22,11 +22,20 @@ _OF_A_REPOSITORY = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY",
     "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX",
 )  # fmt: skip
-_SETTINGS = ("merge.directoryRenames=false", "submodule.recurse=false")
+_SETTINGS = ("merge.directoryRenames=false", "submodule.recurse=false", "core.safecrlf=false")
+_PERSONS = ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT")
+_NOBODY = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "ollama-prompt"), ("EMAIL", "ollama-prompt@localhost"))
+}
 
 
 class Git:
-    """git in this folder. `apart` keeps Ctrl-C at the terminal from it: it ends what it has begun."""
+    """git in this folder. `apart` keeps Ctrl-C at the terminal from it: it ends what it has begun.
+
+    `is_private` lets nobody else read the files that it writes; `was_killed` tells that locks of its may be left.
+    """
 
     def __init__(self, folder: str) -> None:
         found = shutil.which("git")
@@ -37,16 +46,26 @@ class Git:
         self._environment |= {"LC_ALL": "C", "GIT_EDITOR": ":", "GIT_MERGE_AUTOEDIT": "no"}
         if sys.stdin is None or not sys.stdin.isatty():
             self._environment["GIT_TERMINAL_PROMPT"] = "0"
+        self.is_private = False
+        self.was_killed = False
+
+    def name_author(self) -> None:
+        """Commit in our own name where git knows no name."""
+        if not all(self.ask("var", person) for person in _PERSONS):
+            self._environment |= _NOBODY
 
     def attempt(self, *arguments: str, text: str = "", apart: bool = False) -> subprocess.CompletedProcess[bytes]:
         """Run it, with `text` on its stdin: exit code and output. Raises `GitFailed` only if it cannot be started."""
         try:
-            return subprocess.run(
+            done = subprocess.run(
                 [*self._command, *arguments],
                 env=self._environment, input=text.encode(), capture_output=True, check=False, start_new_session=apart,
+                umask=0o077 if self.is_private and os.name == "posix" else -1,
             )  # fmt: skip
         except OSError as error:
             raise GitFailed(f"git cannot be run: {error.strerror or error}") from error
+        self.was_killed = self.was_killed or done.returncode < 0
+        return done
 
     def run(self, *arguments: str, text: str = "", apart: bool = False, hint: str | None = None) -> str:
         """What it prints, without the newline at the end. Raises `GitFailed`."""
@@ -65,16 +84,31 @@ class Git:
         return [path for path in self.run(*arguments).split("\0") if path]
 
     def lines(self, *arguments: str) -> Iterator[bytes]:
-        """What it prints, line by line, however much that is."""
+        """What it prints, line by line, however much that is. Raises `GitFailed`."""
+        import tempfile
+
         command = [*self._command, *arguments]
-        with subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as git:
+        with (
+            tempfile.TemporaryFile() as said,
+            subprocess.Popen(
+                command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
+            ) as git,
+        ):
             assert git.stdout
             yield from git.stdout
+            if code := git.wait():
+                said.seek(0)
+                raise failure(arguments[0], subprocess.CompletedProcess(command, code, b"", said.read()))
 
 
 def failure(what: str, done: subprocess.CompletedProcess[bytes], hint: str | None = None) -> GitFailed:
-    """What git said as our error: its last words, which hold the reason, in one line."""
+    """What git said as our error, in one line: what the other side said, and its own reason."""
     said = [line.strip() for line in os.fsdecode(done.stderr or done.stdout).splitlines()]
-    said = [line for line in said if line and not line.startswith("hint:")]
-    reason = next((line for line in said if line.startswith(("fatal:", "error:"))), said[-1] if said else "no reason")
-    return GitFailed(f"git {what}: {reason}", hint=hint)
+    theirs = [line.removeprefix("remote:").strip() for line in said if line.startswith("remote:")]
+    ours = [line for line in said if line and not line.startswith(("hint:", "remote:"))]
+    reason = next((line for line in ours if line.startswith(("fatal:", "error:"))), ours[-1] if ours else "")
+    if done.returncode < 0:
+        reason = f"it was killed by signal {-done.returncode}"
+    if ".lock" in reason and "File exists" in reason:
+        hint = "wait for the other git; if none is running, one was killed: remove that file"
+    return GitFailed(f"git {what}: {' '.join([*filter(None, theirs), reason or 'no reason']).strip()}", hint=hint)

@@ -261,6 +261,12 @@ class Indexer:
         """The SHA-256 of every picture that any session names; None where a file cannot be read."""
         return self.catalogue.images()
 
+    def damaged_pictures(self) -> list[str]:
+        """Pictures in the store whose content is not what their name says."""
+        pictures = self.attachments()
+        there = (name for name in pictures.names() if os.path.exists(self.layout.attachment(name)))
+        return [name for name in there if pictures.fault_of(name)]
+
     def give_back(self, path: str, data: bytes) -> None:
         """Add to a file, relative to the store, the lines of `data` that it has lost. The caller holds the session."""
         from ollama_prompt import session_file

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 import time
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 
 from ollama_prompt import clock, interrupts
-from ollama_prompt.errors import GitFailed
+from ollama_prompt.errors import GitFailed, UsageError
 from ollama_prompt.git import Git, failure
 from ollama_prompt.layout import cannot_write
 from ollama_prompt.readable import textconv_command
@@ -39,12 +41,14 @@ if TYPE_CHECKING:
 BRANCH = "main"
 ATTEMPTS = 10
 """How often a push may lose against others before we give up."""
+KILLED_SECONDS = 3.0
+"""How long a git that lost the sync it worked for may go on, before its locks are taken for left behind."""
 _DRIVER = "diff.ollama-prompt.textconv"
 _OPEN = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply")
 """What git has in its folder while something is not ended."""
 _IN_STORE = ("--", ".")
 _NAMES = ("--name-only", "-z", "--relative", "--no-renames")
-_NOBODY = ("-c", "user.name=ollama-prompt", "-c", "user.email=ollama-prompt@localhost")
+_SAMPLE = "sessions/2026-01/00000000-0000-7000-8000-000000000000.jsonl"
 _MERGED = "Merge what other machines pushed"
 _COMMITTED = "what changed is committed; the next --sync sends it"
 
@@ -65,12 +69,16 @@ def set_up(indexer: Indexer, remote: str | None) -> dict[str, Any]:
     if remote is not None:
         _name_remote(git, remote)
     with indexer.syncing(0):
-        _Repository(git, indexer).commit()
-    return {
-        "repository": os.path.normpath(git.run("rev-parse", "--show-toplevel")),
-        "remote": git.ask("config", "remote.origin.url"),
-        "created": created,
-    }
+        repository = _Repository(git, indexer)
+        if git.is_private:
+            with suppress(OSError):
+                os.chmod(indexer.layout.home, 0o700)
+        if not repository.recover():
+            with repository.journalled():
+                repository.commit()
+    url = git.ask("config", "remote.origin.url")
+    top = os.path.normpath(git.run("rev-parse", "--show-toplevel"))
+    return {"repository": top, "remote": url and _shown(url), "created": created}
 
 
 def _is_in_repository(git: Git) -> bool:
@@ -80,17 +88,25 @@ def _is_in_repository(git: Git) -> bool:
 
 def _name_remote(git: Git, remote: str) -> None:
     """Let the branch here follow the one of the same name there, also for `git pull` by hand."""
-    url = os.path.abspath(remote) if os.path.isdir(remote) else remote
+    if remote.startswith("-"):
+        raise UsageError(f"--remote: {remote!r} is no URL")
+    is_path = "://" not in remote and (":" not in remote or os.path.isdir(remote))
+    url = os.path.abspath(os.path.expanduser(remote)) if is_path else remote
     known = git.ask("config", "remote.origin.url")
     if known is None:
         git.run("remote", "add", "origin", "--", url)
     elif known != url:
         hint = f"git -C {git.run('rev-parse', '--show-toplevel')} remote set-url origin URL"
-        raise GitFailed(f"the repository has another remote already: {known}", hint=hint)
+        raise GitFailed(f"the repository has another remote already: {_shown(known)}", hint=hint)
     branch = git.ask("symbolic-ref", "--quiet", "--short", "HEAD")
     if branch and git.ask("config", f"branch.{branch}.remote") is None:
         git.run("config", f"branch.{branch}.remote", "origin")
         git.run("config", f"branch.{branch}.merge", f"refs/heads/{branch}")
+
+
+def _shown(url: str) -> str:
+    """Without the password that may be in it."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", url)
 
 
 def sync(indexer: Indexer, lock_timeout: float, note: Callable[[str], None]) -> dict[str, Any]:
@@ -101,7 +117,9 @@ def sync(indexer: Indexer, lock_timeout: float, note: Callable[[str], None]) -> 
     with indexer.syncing(lock_timeout):
         repository = _Repository(git, indexer)
         try:
-            with repository.recoverable():
+            if in_use := repository.recover():
+                return repository.result(skipped=in_use)
+            with repository.journalled():
                 return _sync(repository, note)
         except OSError as error:
             raise cannot_write(error) from error
@@ -153,8 +171,13 @@ class _Remote:
 
     def fetch(self) -> str | None:
         """The newest commit there; None if there is none yet. Raises `GitFailed`."""
-        self._git.run("fetch", "--quiet", self._name, hint=_COMMITTED)
-        return self._git.ask("rev-parse", "--quiet", "--verify", f"refs/remotes/{self._name}/{self._branch}")
+        ours = f"refs/remotes/{self._name}/{self._branch}"
+        done = self._git.attempt("fetch", "--quiet", self._name, f"+refs/heads/{self._branch}:{ours}")
+        if b"couldn't find remote ref" in done.stderr:
+            return None
+        if done.returncode:
+            raise failure("fetch", done, hint=_COMMITTED)
+        return self._git.run("rev-parse", "--verify", ours)
 
     def push(self) -> bool:
         """Whether our commits are there now; False if somebody else was faster. Raises `GitFailed`."""
@@ -177,10 +200,12 @@ class _Repository:
         names = (*_OPEN, "index.lock")
         found = git.run("rev-parse", "--show-prefix", *(part for name in names for part in ("--git-path", name)))
         self._prefix, *paths = found.split("\n")
+        git.is_private = not self._prefix  # the files of a larger repository are its people's
         self._git_paths = {
             name: os.path.join(indexer.layout.home, path) for name, path in zip(names, paths, strict=True)
         }
         self._journal = os.path.join(indexer.layout.locks, "syncing")
+        self._is_merging = False
         self._committed: set[str] = set()
         self._received: set[str] = set()
 
@@ -202,6 +227,7 @@ class _Repository:
     def commit(self) -> None:
         """Commit what changed in the store. Raises `GitFailed`."""
         self._refuse_foreign_merge()
+        self._refuse_ignored()
         self._add()
         changes = _Changes(self.git)
         if changes.any:
@@ -210,15 +236,19 @@ class _Repository:
 
     def _write_commit(self, message: str) -> None:
         only = ("--only", *_IN_STORE) if self._prefix else ()  # what somebody has staged elsewhere stays so
-        self.git.run(*self._author(), "commit", "--quiet", "--file", "-", *only, text=message, apart=True)
-
-    def _author(self) -> tuple[str, ...]:
-        return () if self.git.ask("var", "GIT_COMMITTER_IDENT") else _NOBODY
+        self.git.name_author()
+        self.git.run("commit", "--quiet", "--file", "-", *only, text=message, apart=True)
 
     def _refuse_foreign_merge(self) -> None:
         for name in _OPEN:
             if os.path.exists(self._git_paths[name]):
                 raise GitFailed(f"the repository is in the middle of something: {name}", hint="git status tells what")
+
+    def _refuse_ignored(self) -> None:
+        """A rule of somebody's that leaves sessions out would leave them out in silence."""
+        if self.git.ask("check-ignore", _SAMPLE) is not None:
+            where = self.git.run("check-ignore", "--verbose", _SAMPLE).partition("\t")[0]
+            raise GitFailed(f"git ignores sessions: {where}", hint="remove that rule, or add !*.jsonl behind it")
 
     def _add(self) -> None:
         """A session that is deleted while git looks at it makes it fail: once more."""
@@ -253,35 +283,62 @@ class _Repository:
         return []
 
     def _merge_held(self, theirs: str) -> None:
-        before = self.head()
+        before = self.git.run("rev-parse", "HEAD")
         self._note_merge(f"{before} {theirs}")
+        self.git.name_author()
         # A fork is like its source: were that deleted, git would take the one for the other's new name.
-        options = ("--quiet", "--allow-unrelated-histories", "--strategy-option", "find-renames=100%")
-        done = self.git.attempt(*self._author(), "merge", *options, "--message", _MERGED, theirs, apart=True)
+        options = ("--quiet", "--ff", "--allow-unrelated-histories", "--strategy-option", "find-renames=100%")
+        done = self.git.attempt("merge", *options, "--message", _MERGED, theirs, apart=True)
         if done.returncode:
+            refusal = failure("merge", done, hint=_COMMITTED)
             if not os.path.exists(self._git_paths["MERGE_HEAD"]):
-                raise failure("merge", done, hint=_COMMITTED)
-            self._end_merge()
-        self._keep_pictures(filter(None, (before, theirs)))
+                self._undo_cut_merge(before, theirs)
+                raise refusal
+            self._end_merge(refusal)
+        self._keep_pictures((before, theirs))
+        self._note_merge("")
 
-    def _end_merge(self) -> None:
-        """Keep what one side deleted and the other changed; undo a merge that needs somebody's mind."""
+    def _undo_cut_merge(self, ours: str, theirs: str) -> None:
+        """A git that was killed, or could not write, may have changed some files."""
+        if self.git.was_killed:
+            self._remove_locks()
+        if self.git.attempt("diff", "--quiet", ours, *_IN_STORE).returncode:
+            self._give_back(ours, self.changed(self.git.ask("merge-base", ours, theirs), theirs))
+        self._note_merge("")
+
+    def _end_merge(self, refusal: GitFailed) -> None:
+        """Keep the lines of both sides, and what one side deleted; undo a merge that needs somebody's mind."""
         stages: dict[str, set[str]] = {}
         for entry in self.git.paths("ls-files", "--unmerged", "-z", "--full-name", ":/"):
             facts, _, path = entry.partition("\t")
             stages.setdefault(path, set()).add(facts.split()[2])
-        in_conflict = [
-            path for path, found in stages.items() if {"2", "3"} <= found or not path.startswith(self._prefix)
-        ]
         try:
-            if in_conflict:
-                raise GitFailed(f"git cannot merge {in_conflict[0]} by itself", hint="git pull, and merge it by hand")
-            for path in stages:
-                self.git.run("add", "--", f":/{path}", apart=True)
-            self.git.run(*self._author(), "commit", "--quiet", "--message", _MERGED, apart=True)
-        except GitFailed:  # also a hook that says no
+            if not stages:
+                raise refusal  # a hook says no
+            for path, found in stages.items():
+                self._resolve(path, found)
+            self.git.run("commit", "--quiet", "--message", _MERGED, apart=True)
+        except GitFailed:
             self.git.run("merge", "--abort", apart=True)
+            self._note_merge("")
             raise
+
+    def _resolve(self, path: str, stages: set[str]) -> None:
+        """Settle one file: both sides of a session (a NUL byte keeps git from it), the sound one of two pictures."""
+        name = path.rpartition("/")[2]
+        if not path.startswith(self._prefix):
+            raise GitFailed(f"git cannot merge {path} by itself", hint="git pull, and merge it by hand")
+        if {"2", "3"} <= stages:
+            ours, theirs = (self.git.attempt("show", f":{stage}:{path}").stdout for stage in "23")
+            if name.endswith(".jsonl"):
+                content = _union(ours, theirs)
+            elif sound := [data for data in (ours, theirs) if sha256(data).hexdigest() == name]:
+                content = sound[0]
+            else:
+                raise GitFailed(f"git cannot merge {path} by itself", hint="git pull, and merge it by hand")
+            with open(os.path.join(self._indexer.layout.home, path.removeprefix(self._prefix)), "wb") as file:
+                file.write(content)
+        self.git.run("add", "--", f":/{path}", apart=True)
 
     def _keep_pictures(self, commits: Iterable[str]) -> None:
         """Bring back pictures that one side deleted, where a session that the other side has names them."""
@@ -298,44 +355,81 @@ class _Repository:
     # --- Being killed --------------------------------------------------------------------------
 
     @contextmanager
-    def recoverable(self) -> Iterator[None]:
-        """End what an earlier sync was killed in; and leave a note for the next one."""
-        if os.path.exists(self._journal):
-            self._recover()
+    def journalled(self) -> Iterator[None]:
+        """Leave a note for the next sync, until all is done, or what was begun is undone."""
         self._note_merge("")
         try:
             yield
         finally:
-            os.unlink(self._journal)
+            if not (self._is_merging or self.git.was_killed):
+                with suppress(FileNotFoundError):
+                    os.unlink(self._journal)
 
-    def _note_merge(self, text: str) -> None:
+    def _note_merge(self, commits: str) -> None:
+        """`commits` are those that a merge begins with: ours, theirs; "" if none is open."""
         with open(self._journal, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(commits)
+        self._is_merging = bool(commits)
 
-    def _recover(self) -> None:
-        """git writes files in place: one may have been cut where it was killed in the middle of a merge."""
-        with suppress(FileNotFoundError):
-            os.unlink(self._git_paths["index.lock"])
-        with open(self._journal, encoding="utf-8") as file:
-            commits = file.read().split()
-        if len(commits) != 2:
-            return
-        if os.path.exists(self._git_paths["MERGE_HEAD"]):
-            self.git.run("add", "--all", *_IN_STORE)
-            self._end_merge()
-        elif self.head() == commits[0]:
-            self._restore(*commits)
+    def recover(self) -> list[str]:
+        """End what an earlier sync was killed in. Sessions that are in use: what they lost is given back later."""
+        try:
+            with open(self._journal, encoding="utf-8") as file:
+                commits = file.read().split()
+        except FileNotFoundError:
+            return []
+        self._remove_locks()
+        in_use = self._end_killed_merge(*commits) if len(commits) == 2 else []
+        if not in_use:
+            os.unlink(self._journal)
+        return in_use
 
-    def _restore(self, ours: str, theirs: str) -> None:
-        """Give files back the lines that a cut merge took from them."""
-        base = self.git.ask("merge-base", ours, theirs)
-        changed = self.changed(base, theirs)
-        there = self.git.paths("ls-tree", "-r", "-z", "--name-only", ours, *_IN_STORE)
-        with self._indexer.holding(changed) as in_use:
-            for path in there:
-                if path.endswith(".jsonl") and set(_sessions([path])) & (set(changed) - set(in_use)):
-                    data = self.git.attempt("show", f"{ours}:./{path}").stdout
-                    self._indexer.give_back(path, data)
+    def _remove_locks(self) -> None:
+        """Remove the locks of a git that was killed; one that goes on without us is waited for."""
+        folder = os.path.dirname(self._git_paths["index.lock"])
+        locks = [
+            self._git_paths["index.lock"],
+            *(os.path.join(folder, f"{name}.lock") for name in ("HEAD", "ORIG_HEAD")),
+        ]
+        for where, _, names in os.walk(os.path.join(folder, "refs")):
+            locks += [os.path.join(where, name) for name in names if name.endswith(".lock")]
+        end = time.monotonic() + KILLED_SECONDS
+        while any(map(os.path.exists, locks)) and time.monotonic() < end:
+            time.sleep(0.05)
+        for lock in locks:
+            with suppress(FileNotFoundError):
+                os.unlink(lock)
+
+    def _end_killed_merge(self, ours: str, theirs: str) -> list[str]:
+        head = self.head()
+        if head == ours and self.git.ask("rev-parse", "--quiet", "--verify", "MERGE_HEAD") == theirs:
+            self.git.name_author()
+            self._end_merge(GitFailed("an earlier merge was not ended", hint=_COMMITTED))
+        elif head == ours:
+            changed = self.changed(self.git.ask("merge-base", ours, theirs), theirs)
+            with self._indexer.holding(changed) as in_use:
+                self._give_back(ours, [id_ for id_ in changed if id_ not in in_use])
+            return in_use
+        elif self.git.ask("rev-parse", "HEAD^1", "HEAD^2") == f"{ours}\n{theirs}":
+            self._keep_pictures((ours, theirs))
+        return []
+
+    def _give_back(self, commit: str, session_ids: list[str]) -> None:
+        """git writes files in place: give those of these sessions the lines back that a cut merge took from them."""
+        wanted = set(session_ids)
+        for path in self.git.paths("ls-tree", "-r", "-z", "--name-only", commit, *_IN_STORE):
+            if wanted.intersection(_sessions([path])):
+                self._indexer.give_back(path, self.git.attempt("show", f"{commit}:./{path}").stdout)
+        for name in self._indexer.damaged_pictures():
+            os.unlink(self._indexer.layout.attachment(name))
+            self.git.attempt("checkout", "--quiet", commit, "--", f"attachments/{name}", apart=True)
+
+
+def _union(ours: bytes, theirs: bytes) -> bytes:
+    """The lines of both, each once, ours first."""
+    there = set(ours.split(b"\n"))
+    added = [line for line in theirs.split(b"\n") if line not in there]
+    return b"\n".join([*ours.removesuffix(b"\n").split(b"\n"), *added, b""])
 
 
 class _Changes:
@@ -344,7 +438,15 @@ class _Changes:
     def __init__(self, git: Git) -> None:
         self.any = False
         self._turns: dict[str, int | None] = {}
-        options = ("--cached", "--unified=0", "--irreversible-delete", "--no-color", "--no-ext-diff", "--no-textconv")
+        options = (
+            "--cached",
+            "--unified=0",
+            "-O/dev/null",
+            "--irreversible-delete",
+            "--no-color",
+            "--no-ext-diff",
+            "--no-textconv",
+        )
         session_id = ""
         for line in git.lines("diff", *options, "--no-renames", *_IN_STORE):
             self.any = True

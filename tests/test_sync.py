@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from stores import fail, files, succeed
 
 from ollama_prompt import checkouts, records, sync
-from ollama_prompt.errors import GitFailed
+from ollama_prompt.errors import GitFailed, UsageError
 from ollama_prompt.indexer import Indexer
 from ollama_prompt.layout import GITATTRIBUTES, Layout
 
@@ -391,7 +392,7 @@ def test_a_file_that_was_moved_is_continued_where_it_is(two: tuple[Machine, Mach
 def test_a_picture_that_a_session_names_stays(two: tuple[Machine, Machine]) -> None:
     one, other = two
     data = b"\x89PNG\r\n\x1a\n" + bytes(20)
-    name = __import__("hashlib").sha256(data).hexdigest()
+    name = hashlib.sha256(data).hexdigest()
     picture = {"images": [{"sha256": name, "bytes": len(data), "type": "image/png", "path": "a.png"}]}
     with one.indexer.new() as held:
         held.begin(records.message("user", "Look", **picture), {"model": "m"}, {name: data})
@@ -715,6 +716,205 @@ def test_a_sync_that_was_killed_with_a_merge_that_is_not_ended(two: tuple[Machin
     other.sync()
     assert_same(one, other)
     assert "There" in one.said(session_id)
+
+
+def diverge(one: Machine, other: Machine, *session_ids: str) -> None:
+    """Turns of both machines on these sessions; the other's are pushed."""
+    for machine in (one, other):
+        machine.sync()
+    for session_id in session_ids:
+        one.turn("Here", session_id)
+        other.turn("There", session_id)
+    other.sync()
+
+
+KILLED = """#!/bin/sh
+case " $* " in
+*" merge "*) rm -f "$(find "$2/sessions" -name "$VICTIM.jsonl")"; : > "$2/.git/index.lock"; kill -9 $$ ;;
+esac
+exec "$REAL_GIT" "$@"
+"""
+
+
+@posix_only
+def test_a_git_that_was_killed_takes_no_lines_with_it(
+    two: tuple[Machine, Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    session_id = one.turn("Hello")
+    diverge(one, other, session_id)
+    wrapper = tmp_path / "bin" / "git"
+    wrapper.parent.mkdir()
+    wrapper.write_text(KILLED, encoding="utf-8")
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(sync, "KILLED_SECONDS", 0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REAL_GIT", shutil.which("git") or "")
+        patch.setenv("VICTIM", session_id)
+        patch.setenv("PATH", str(wrapper.parent), prepend=os.pathsep)
+        with pytest.raises(GitFailed, match="killed by signal 9"):
+            one.sync()
+    assert {"Here", "Answer to Here"} <= set(one.said(session_id))
+    one.sync()
+    other.sync()
+    assert_same(one, other)
+    assert {"Here", "There"} <= set(one.said(session_id))
+
+
+def test_what_was_cut_and_is_in_use_is_given_back_later(
+    two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    session_id = one.turn("Hello")
+    diverge(one, other, session_id)
+    monkeypatch.setattr(sync, "KILLED_SECONDS", 0.1)
+    commit_by_hand(one)
+    git(one.home, "fetch", "-q", "origin")
+    commits = git(one.home, "rev-parse", "HEAD", "origin/main")
+    (path,) = files(one.home)
+    path.write_bytes(path.read_bytes()[:300])
+    (one.home / "locks" / "syncing").write_text(commits, encoding="utf-8")
+    for name in ("HEAD", "refs/heads/main"):
+        (one.home / ".git" / f"{name}.lock").touch()
+    with one.indexer.open(session_id, 0):
+        assert Machine(one.home).sync() == NO_NEWS | {"skipped": [session_id]}
+    one.sync()
+    other.sync()
+    assert one.said(session_id) == other.said(session_id)
+    assert {"Here", "Answer to Here", "There"} <= set(one.said(session_id))
+
+
+def test_a_merge_of_somebody_s_is_not_ended_for_them(two: tuple[Machine, Machine]) -> None:
+    one, other = two
+    session_id = one.turn("Hello")
+    diverge(one, other, session_id)
+    commit_by_hand(one)
+    git(one.home, "fetch", "-q", "origin")
+    git(one.home, "merge", "-q", "--no-commit", "origin/main")
+    (one.home / "locks" / "syncing").write_text("", encoding="utf-8")
+    with pytest.raises(GitFailed, match="MERGE_HEAD"):
+        one.sync()
+    assert (one.home / ".git" / "MERGE_HEAD").exists()
+
+
+# -- What git makes of odd things --------------------------------------------------------------------------
+
+
+def test_nul_bytes_stop_no_sync(two: tuple[Machine, Machine]) -> None:
+    """git takes a file with one for binary, which it does not merge."""
+    one, other = two
+    session_id = one.turn("Hello")
+    one.sync()
+    other.sync()
+    (path,) = files(one.home)
+    path.write_bytes(path.read_bytes() + bytes(50) + b"\n")
+    diverge(one, other, session_id)
+    one.sync()
+    other.sync()
+    assert one.said(session_id) == other.said(session_id)
+    assert {"Here", "There"} <= set(one.said(session_id))
+
+
+def test_of_two_pictures_the_sound_one_is_kept(two: tuple[Machine, Machine]) -> None:
+    one, other = two
+    name = hashlib.sha256(b"picture").hexdigest()
+    for machine, content in ((one, b"pic"), (other, b"picture")):
+        (machine.home / "attachments").mkdir()
+        (machine.home / "attachments" / name).write_bytes(content)
+    other.sync()
+    one.sync()
+    assert (one.home / "attachments" / name).read_bytes() == b"picture"
+    assert_clean(one)
+
+
+@pytest.mark.parametrize("value", ["only", "false"])
+def test_whatever_git_is_told_of_fast_forwards(two: tuple[Machine, Machine], value: str) -> None:
+    one, other = two
+    session_id = one.turn("Hello")
+    for machine in (one, other):
+        git(machine.home, "config", "merge.ff", value)
+    diverge(one, other, session_id)
+    one.sync()
+    other.sync()
+    assert one.sync() == other.sync() == NO_NEWS
+    assert_same(one, other)
+
+
+def test_settings_that_change_what_git_prints(two: tuple[Machine, Machine]) -> None:
+    one, _ = two
+    for name, value in {"noprefix": "true", "external": "false", "colorMoved": "zebra"}.items():
+        git(one.home, "config", f"diff.{name}", value)
+    git(one.home, "config", "color.ui", "always")
+    one.turn("Hello")
+    assert one.sync() == NO_NEWS | {"committed": 1, "sent": 1, "pushed": True}
+
+
+def test_sessions_that_git_ignores_are_not_left_out_in_silence(two: tuple[Machine, Machine]) -> None:
+    one, _ = two
+    (one.home / ".git" / "info").mkdir(exist_ok=True)
+    (one.home / ".git" / "info" / "exclude").write_text("*.jsonl\n", encoding="utf-8")
+    one.turn("Hello")
+    with pytest.raises(GitFailed, match=r"exclude:1:\*\.jsonl"):
+        one.sync()
+
+
+def test_a_new_remote_gets_everything(two: tuple[Machine, Machine], tmp_path: Path) -> None:
+    one, _ = two
+    one.turn("Hello")
+    one.sync()
+    git(tmp_path, "init", "-q", "--bare", "new.git")
+    git(one.home, "remote", "set-url", "origin", str(tmp_path / "new.git"))
+    assert one.sync() == NO_NEWS | {"sent": 1, "pushed": True}
+
+
+def test_a_remote_whose_branch_is_not_fetched_by_itself(two: tuple[Machine, Machine]) -> None:
+    one, other = two
+    git(one.home, "config", "--unset-all", "remote.origin.fetch")
+    other.turn("Hello")
+    other.sync()
+    assert one.sync() == NO_NEWS | {"received": 1}
+
+
+def test_a_password_is_not_shown(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "store")
+    url = "https://me:secret@example.org/x.git"
+    assert sync.set_up(machine.indexer, url)["remote"] == "https://me@example.org/x.git"
+    with pytest.raises(GitFailed) as info:
+        sync.set_up(machine.indexer, "https://example.org/y.git")
+    assert "secret" not in str(info.value)
+
+
+@pytest.mark.parametrize("remote", ["-x", "--upload-pack=touch x"])
+def test_a_remote_that_is_a_flag(tmp_path: Path, remote: str) -> None:
+    with pytest.raises(UsageError, match="no URL"):
+        sync.set_up(Machine(tmp_path / "store").indexer, remote)
+
+
+@posix_only
+def test_nobody_else_may_read_what_a_merge_writes(two: tuple[Machine, Machine], tmp_path: Path, hub: Path) -> None:
+    one, other = two
+    session_id = one.turn("Hello")
+    diverge(one, other, session_id)
+    one.sync()
+    assert [path.stat().st_mode & 0o777 for path in files(one.home)] == [0o600]
+    git(tmp_path, "clone", "-q", "-b", "main", str(hub), "clone")
+    Machine(tmp_path / "clone").set_up()
+    assert (tmp_path / "clone").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_hook_may_refuse_a_merge(two: tuple[Machine, Machine]) -> None:
+    one, other = two
+    session_id = one.turn("Hello")
+    diverge(one, other, session_id)
+    hook = one.home / ".git" / "hooks" / "pre-merge-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho 'error: not today' >&2\nexit 1\n", encoding="utf-8")
+    hook.chmod(0o755)
+    with pytest.raises(GitFailed, match="not today"):
+        one.sync()
+    assert_clean(one)
+    hook.unlink()
+    assert one.sync()["received"] == 1
 
 
 # -- Anything ----------------------------------------------------------------------------------------------
