@@ -243,7 +243,7 @@ def test_who_waits_for_it_is_told(start: Start, home: Path, database: Path) -> N
 # -- killed ------------------------------------------------------------------------------------------------
 
 
-SHARDS = 3
+SHARDS = 6
 
 
 @posix_only

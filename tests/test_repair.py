@@ -748,12 +748,13 @@ def killed(warm: Warm, tmp_path: Path, home: Path, environment: dict[str, str]) 
 
 
 @posix_only
-def test_killed_at_every_step(killed: Killed, home: Path) -> None:
+@pytest.mark.parametrize("first", [1, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 3))])
+def test_killed_at_every_step(killed: Killed, home: Path, first: int) -> None:
     there = killed.lines()
     said = {message["content"] for message in killed.run("--session-info", ONE).json["messages"]} | {"Behind"}
     count = killed.count()
     assert count > 30
-    for step in range(1, count + 1):
+    for step in range(first, count + 1, 3):
         code = killed.kill_at(step)
         assert code == -9 or step > count - 5, step
         assert there <= killed.lines(), step
