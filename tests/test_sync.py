@@ -961,7 +961,7 @@ class ThreeMachines(RuleBasedStateMachine):
         machine = self.machines[where]
         if session_id := self.pick(machine, number):
             machine.indexer.delete(session_id)
-            self.stays.pop(session_id)
+            self.stays.pop(session_id, None)
 
     @rule(where=machines)
     def sync(self, where: int) -> None:
