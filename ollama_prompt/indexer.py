@@ -246,7 +246,7 @@ class Indexer:
         """Hold those of these sessions that are here, without waiting; yields the ones that are in use."""
         from ollama_prompt import locks
 
-        here = {id_of(path) for path in self.catalogue.files()}.intersection(session_ids)
+        here = set(self.session_ids()).intersection(session_ids)
         locks.make_room(len(here))
         in_use: list[str] = []
         with ExitStack() as stack:
@@ -256,6 +256,10 @@ class Indexer:
                 except SessionBusy:
                     in_use.append(session_id)
             yield in_use
+
+    def session_ids(self) -> list[str]:
+        """The session of every file; one that lies in several files is there so many times."""
+        return list(map(id_of, self.catalogue.files()))
 
     def images(self) -> set[str] | None:
         """The SHA-256 of every picture that any session names; None where a file cannot be read."""

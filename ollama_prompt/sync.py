@@ -22,6 +22,7 @@ import random
 import re
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 
@@ -83,7 +84,16 @@ def set_up(indexer: Indexer, remote: str | None) -> dict[str, Any]:
 
 def _is_in_repository(git: Git) -> bool:
     """Whether the store lies in a work tree; one that ignores it, such as a home directory's, is not meant."""
-    return git.ask("rev-parse", "--is-inside-work-tree") == "true" and git.ask("check-ignore", "sessions") is None
+    return _prefix_of(git) is not None and git.ask("check-ignore", "sessions") is None
+
+
+def _prefix_of(git: Git) -> str | None:
+    """Where the store lies in the work tree that it is in; None if it is in none. Raises `GitFailed`."""
+    done = git.attempt("rev-parse", "--is-inside-work-tree", "--show-prefix")
+    if done.returncode and b"not a git repository" not in done.stderr:  # it belongs to somebody else, say
+        raise failure("rev-parse", done)
+    is_inside, _, prefix = os.fsdecode(done.stdout).removesuffix("\n").partition("\n")
+    return prefix if is_inside == "true" else None
 
 
 def _name_remote(git: Git, remote: str) -> None:
@@ -112,7 +122,7 @@ def _shown(url: str) -> str:
 def sync(indexer: Indexer, lock_timeout: float, note: Callable[[str], None]) -> dict[str, Any]:
     """Commit, fetch, merge, push: how many sessions came and went. Raises `GitFailed`, `SessionBusy`."""
     git = Git(indexer.layout.home)
-    if not _is_set_up(git):
+    if not (os.path.isdir(indexer.layout.home) and _is_set_up(git)):
         raise GitFailed("the conversations are not under git", hint="ollama-prompt --git-setup")
     with indexer.syncing(lock_timeout):
         repository = _Repository(git, indexer)
@@ -127,8 +137,8 @@ def sync(indexer: Indexer, lock_timeout: float, note: Callable[[str], None]) -> 
 
 def _is_set_up(git: Git) -> bool:
     """Whether the store's own repository, or a larger one that --git-setup has seen, is there."""
-    is_inside, _, prefix = (git.ask("rev-parse", "--is-inside-work-tree", "--show-prefix") or "").partition("\n")
-    return is_inside == "true" and (not prefix or git.ask("config", "--local", _DRIVER) is not None)
+    prefix = _prefix_of(git)
+    return prefix == "" or (prefix is not None and git.ask("config", "--local", _DRIVER) is not None)
 
 
 def _sync(repository: _Repository, note: Callable[[str], None]) -> dict[str, Any]:
@@ -140,6 +150,8 @@ def _sync(repository: _Repository, note: Callable[[str], None]) -> dict[str, Any
     for attempt in range(ATTEMPTS):
         theirs = remote.fetch()
         in_use = repository.merge(theirs) if theirs else []
+        for session_id in repository.doubles():
+            note(f"session {session_id} was moved here and continued there: --check --repair joins its two files")
         if in_use or theirs == repository.head():
             return repository.result(skipped=in_use)
         sent = repository.changed(theirs, "HEAD")
@@ -223,6 +235,11 @@ class _Repository:
         if before is None:
             return _sessions(self.git.paths("ls-tree", "-r", "-z", "--name-only", after, *_IN_STORE))
         return _sessions(self.git.paths("diff", *_NAMES, before, after, *_IN_STORE))
+
+    def doubles(self) -> list[str]:
+        """Sessions that were received, and lie in several files now."""
+        files = Counter(self._indexer.session_ids()) if self._received else Counter()
+        return sorted(id_ for id_ in self._received if files[id_] > 1)
 
     def commit(self) -> None:
         """Commit what changed in the store. Raises `GitFailed`."""

@@ -202,6 +202,14 @@ def test_wrong_flags(run: Run, home: Path, wrong: tuple[str, ...]) -> None:
     assert not home.exists()
 
 
+def test_a_repository_that_git_will_not_use_is_not_made_anew(run: Run, home: Path, ollama: StandIn) -> None:
+    succeed(run("-p", "Hi"))
+    succeed(run("--git-setup", env=QUIET))
+    (home / ".git" / "config").write_text("[core\n", encoding="utf-8")
+    for flag in ("--git-setup", "--sync"):
+        assert "bad config" in fail(run(flag, env=QUIET), "git_failed")["error"]
+
+
 # -- A larger repository -----------------------------------------------------------------------------------
 
 
@@ -387,6 +395,28 @@ def test_a_file_that_was_moved_is_continued_where_it_is(two: tuple[Machine, Mach
     assert_same(one, other)
     assert one.said(session_id)[2:] == ["There", "Answer to There"]
     assert [file.parent.name for file in files(other.home)] == ["mine"]
+
+
+def test_a_session_that_was_moved_and_continued_is_named(two: tuple[Machine, Machine]) -> None:
+    one, other = two
+    session_id = one.turn("Hello")
+    one.sync()
+    other.sync()
+    (path,) = files(one.home)
+    (one.home / "sessions" / "mine").mkdir()
+    path.rename(one.home / "sessions" / "mine" / path.name)
+    one.indexer.sessions()
+    one.turn("Here", session_id)
+    one.sync()
+    other.turn("There", session_id)
+    other.sync()
+    assert any(session_id in note and "--repair" in note for note in other.notes)
+    other.indexer.repair()
+    other.sync()
+    one.sync()
+    assert one.said(session_id) == other.said(session_id)
+    assert {"Here", "There"} <= set(one.said(session_id))
+    assert_same(one, other)
 
 
 def test_a_picture_that_a_session_names_stays(two: tuple[Machine, Machine]) -> None:
