@@ -230,8 +230,12 @@ class HeldSession:
         raise OSError(errno.EBUSY, "its file is being replaced again and again", self.path)
 
     def _outlasts_git(self, path: str) -> bool:
-        """Whether what was appended is still there once git, if it is at work, is through."""
-        return not wait_for_git(self._layout.sessions) or session_file.stamp_at(path) == self._after
+        """Whether what was appended is still there once git, if it is at work, is through.
+
+        We may have slept since the append, longer than a git that is through leaves traces: so look in any case.
+        """
+        wait_for_git(self._layout.sessions)
+        return session_file.stamp_at(path) == self._after
 
     def _append_once(self, path: str, missing: list[Record], found: Stamp | None, untouched: bool) -> bool:
         """Append to the file that was `found`; False if that must be looked at again."""

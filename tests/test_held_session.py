@@ -13,7 +13,7 @@ import pytest
 import stores
 from stores import add, replace
 
-from ollama_prompt import clock, index, locks, records, session_file, window
+from ollama_prompt import clock, held_session, index, locks, records, session_file, window
 from ollama_prompt.errors import StoreWriteFailed
 from ollama_prompt.indexer import Indexer
 from ollama_prompt.layout import Layout
@@ -261,7 +261,18 @@ def at_open(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     monkeypatch.setattr(session_file, "append", append)
 
 
-STEPS = pytest.mark.parametrize("step", [at_fsync, at_open])
+def at_end(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Act after the append found its file in place; whoever acts (git) is through before we look for it."""
+
+    def wait_for_git(_: str) -> bool:
+        monkeypatch.setattr(held_session, "wait_for_git", lambda _: False)
+        act()
+        return False
+
+    monkeypatch.setattr(held_session, "wait_for_git", wait_for_git)
+
+
+STEPS = pytest.mark.parametrize("step", [at_fsync, at_open, at_end])
 
 
 @STEPS

@@ -624,9 +624,11 @@ def switch(machine: Machine) -> None:
     commit_by_hand(machine)
     git(machine.home, "checkout", "-q", "main", may_fail=True)
     commit_by_hand(machine)
-    if git(machine.home, "symbolic-ref", "--short", "HEAD").strip() == "side":
-        git(machine.home, "checkout", "-q", "main")
-    git(machine.home, "merge", "-q", "--no-edit", "side", may_fail=True)
+    while git(machine.home, "symbolic-ref", "--short", "HEAD").strip() == "side":
+        git(machine.home, "checkout", "-q", "main", may_fail=True)
+    while git(machine.home, "branch", "--no-merged", "main"):  # else the next `branch -f` would drop its commits
+        git(machine.home, "merge", "-q", "--no-edit", "side", may_fail=True)
+        commit_by_hand(machine)
 
 
 def pull(machine: Machine) -> None:
