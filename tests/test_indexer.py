@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from stores import add, header, line, message, month_of, new_id, refuse, replace
 
-from ollama_prompt import catalogue, clock, index, locks, records, session_file
+from ollama_prompt import catalogue, clock, index, locks, records, removal, session_file
 from ollama_prompt.errors import SessionBusy, SessionNotFound, StoreError, StoreUnreadable
 from ollama_prompt.indexer import Indexer
 from ollama_prompt.layout import Layout
@@ -524,7 +524,7 @@ def test_the_last_use_is_read_again_under_the_lock(
     indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = used(home, 1, 31)
-    real = indexer._files_of
+    real = indexer.files_of
 
     def files(session_id: str, known: list[str]) -> tuple[list[str], dict[str, index.Row]]:
         with pytest.raises(SessionBusy), locks.hold(str(lock_of(home, path)), 0):
@@ -532,7 +532,7 @@ def test_the_last_use_is_read_again_under_the_lock(
         use(path, 0)
         return real(session_id, known)
 
-    monkeypatch.setattr(indexer, "_files_of", files)
+    monkeypatch.setattr(indexer, "files_of", files)
     assert indexer.purge(30, dry_run=False) == ([], [])
     assert files_of(home) == [path]
 
@@ -544,7 +544,7 @@ def test_a_purge_does_not_trust_a_young_row(indexer: Indexer, home: Path, is_you
     last_used = Plain(path).last_use[0]
     path.write_bytes(path.read_bytes().replace(last_used.encode(), clock.now().encode()))
     forge(home, path, is_young)
-    assert indexer._is_unused(*indexer._files_of(path.stem), clock.days_ago(30)) is not is_young
+    assert removal._are_unused(indexer, *indexer.files_of(path.stem), clock.days_ago(30)) is not is_young
 
 
 def forge(home: Path, path: Path, is_young: bool) -> None:

@@ -1,0 +1,154 @@
+"""Removing sessions for real: `--delete`, `--purge`, and what killed processes left of a session.
+
+A session is removed under its lock: first its backups, then its files, its row, its lock, and the pictures that no
+other session names. Killed in between, the next removal goes on where that one stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from ollama_prompt import clock, session_file
+from ollama_prompt.errors import SessionBusy, SessionNotFound, StoreError, StoreUnreadable, StoreWriteFailed
+from ollama_prompt.layout import cannot_write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ollama_prompt.index import Row
+    from ollama_prompt.indexer import Indexer
+
+
+def delete(indexer: Indexer, session_id: str) -> None:
+    """Remove a session for real: files, row, lock. Raises `SessionBusy` at once when it is in use."""
+    try:
+        indexer.find(session_id)
+    except SessionNotFound:
+        clear_away(indexer, session_id)
+        raise
+    try:
+        with indexer.lock(session_id, 0):
+            found = indexer.layout.find(session_id, deep=True)
+            images = _images_in(indexer, found)
+            _remove_files(indexer, session_id, found, indexer.layout.backups().get(session_id, []))
+    except SessionBusy as error:
+        error.hint = "delete it when its turn is over"
+        raise
+    indexer.catalogue.forget([session_id])
+    indexer.discard_images(images)
+
+
+def purge(indexer: Indexer, days: int, dry_run: bool) -> tuple[list[str], list[str]]:
+    """Remove what was last used more than `days` days ago (0: everything): (removed, in use).
+
+    What cannot be removed holds up nothing else; it is raised at the end.
+    """
+    cutoff = clock.days_ago(days) if days else None
+    removed: list[str] = []
+    skipped: list[str] = []
+    failed: list[StoreError] = []
+    images: set[str] = set()
+    rows = indexer.catalogue.rows()
+    backups = {} if dry_run else indexer.layout.backups()
+    for row, paths in rows:
+        if not _is_unused(row.last_used, cutoff):
+            continue
+        images.update(row.saved["images"])
+        try:
+            if _purge_one(indexer, row.session_id, paths, backups.get(row.session_id, []), cutoff, dry_run):
+                removed.append(row.session_id)
+        except SessionBusy:
+            skipped.append(row.session_id)
+        except StoreError as error:
+            failed.append(error)
+    if not dry_run:
+        _forget(indexer, removed, {row.session_id for row, _ in rows})
+        indexer.discard_images(images if cutoff else images | indexer.attachments().names())
+    if failed:
+        failed[0].message += f"; {len(removed)} others were removed" if removed and not dry_run else ""
+        raise failed[0]
+    return removed, skipped
+
+
+def _purge_one(
+    indexer: Indexer, session_id: str, known: list[str], backups: list[str], cutoff: str | None, dry_run: bool
+) -> bool:
+    """Remove one session if nobody holds it and it is still unused; whether it was, or would be.
+
+    Nobody holds a session that has no lock file: a dry run makes none.
+    """
+    if dry_run and not os.path.exists(indexer.layout.lock(session_id)):
+        return _are_unused(indexer, *indexer.files_of(session_id, known), cutoff)
+    with indexer.lock(session_id, 0):
+        found, rows = indexer.files_of(session_id, known)
+        if not _are_unused(indexer, found, rows, cutoff):
+            if not found and not dry_run:
+                indexer.discard_lock(session_id)
+            return False
+        if not dry_run:
+            _remove_files(indexer, session_id, found, backups)
+    return True
+
+
+def _forget(indexer: Indexer, removed: list[str], known: set[str]) -> None:
+    """Drop the rows of sessions that were removed, and what killed processes left of unknown ones."""
+    if removed:
+        indexer.catalogue.forget(removed)
+    for session_id in indexer.layout.locked() - known:
+        clear_away(indexer, session_id)
+
+
+def _are_unused(indexer: Indexer, found: list[str], rows: dict[str, Row], cutoff: str | None) -> bool:
+    """Whether there are files, all of which a purge removes, and none was used since the cutoff."""
+    for path in found:
+        row = rows.get(path)
+        trusted = row is not None and not row.young and row.stamp == session_file.stamp_at(path)
+        last_used = row.last_used if row and trusted else indexer.read(path).summary.last_used
+        if not _is_unused(last_used, cutoff):
+            return False
+    return bool(found)
+
+
+def _remove_files(indexer: Indexer, session_id: str, paths: list[str], backups: list[str]) -> None:
+    """Remove these files of a session that is held, and its lock. Raises `StoreWriteFailed`.
+
+    One that `git pull` gives back meanwhile was not looked at: it stays.
+    """
+    for path in (*backups, *paths):  # in this order: a backup without its session would be removed by nobody
+        try:
+            session_file.remove(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise cannot_write(error, session_id) from error
+    if not any(map(os.path.lexists, paths)):
+        _discard_rest(indexer, session_id)
+
+
+def clear_away(indexer: Indexer, session_id: str) -> None:
+    """Remove what a process left that was killed while it made or removed this session."""
+    if os.path.exists(indexer.layout.lock(session_id)):
+        with suppress(SessionBusy, StoreWriteFailed), indexer.lock(session_id, 0):
+            if not indexer.files_of(session_id)[0]:
+                _discard_rest(indexer, session_id)
+
+
+def _discard_rest(indexer: Indexer, session_id: str) -> None:
+    """Remove what else there is of a session without files, its lock last; the caller holds it."""
+    with suppress(OSError):
+        os.unlink(session_file.unfinished(indexer.layout.new_path(session_id)))
+    indexer.discard_lock(session_id)
+
+
+def _images_in(indexer: Indexer, paths: list[str]) -> set[str]:
+    """The pictures that these files name, as far as they can be read; without pictures in the store none is."""
+    images: set[str] = set()
+    for path in paths if os.path.isdir(indexer.layout.attachments) else ():
+        with suppress(StoreUnreadable):
+            images.update(indexer.read(path).summary.images)
+    return images
+
+
+def _is_unused(last_used: str | None, cutoff: str | None) -> bool:
+    """Whether a session was last used before the cutoff; one that was never used has no such time."""
+    return cutoff is None or "" < (last_used or "") < cutoff
