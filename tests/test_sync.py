@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from stores import fail, files, succeed
 
-from ollama_prompt import checkouts, records, sync
+from ollama_prompt import checkouts, index, records, session_file, sync
 from ollama_prompt.errors import GitFailed, UsageError
 from ollama_prompt.indexer import Indexer
 from ollama_prompt.layout import GITATTRIBUTES, Layout
@@ -559,6 +559,27 @@ def test_from_within_a_hook_of_another_repository(
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "elsewhere" / "index"))
     one.turn("Hello")
     assert one.sync()["sent"] == 1
+
+
+def test_a_listing_after_a_pull_reads_what_came(two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = two
+    known = [one.turn(f"Hello {number}") for number in range(12)]
+    one.sync()
+    other.sync()
+    monkeypatch.setattr(index, "is_young", lambda *_: False)
+    other.indexer.sessions()
+    changed = {one.turn("There", session_id) for session_id in known[:3]} | {one.turn("New")}
+    one.sync()
+    other.sync()
+    read, read_files = set(), session_file.read
+
+    def reading(path: str, session_id: str, *more: Any) -> session_file.Reading:
+        read.add(session_id)
+        return read_files(path, session_id, *more)
+
+    monkeypatch.setattr(session_file, "read", reading)
+    assert len(other.indexer.sessions()) == 13
+    assert read == changed
 
 
 def test_plain_git_does_the_same(tmp_path: Path, two: tuple[Machine, Machine]) -> None:
