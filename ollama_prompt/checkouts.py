@@ -33,7 +33,8 @@ def wait_for_git(folder: str) -> bool:
 
 
 def _git_folder(folder: str) -> str | None:
-    """Where git keeps what belongs to the work tree that this folder is in."""
+    """Where git keeps what belongs to the work tree that this folder is in, wherever links to it lie."""
+    folder = os.path.realpath(folder)
     while True:
         found = os.path.join(folder, ".git")
         if os.path.isdir(found):

@@ -218,7 +218,7 @@ def _reindex(indexer: Indexer, flags: Namespace) -> int:
 def _git_setup(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands, render
 
-    return _print(commands.git_setup(indexer, flags.remote), flags, render.git_setup_as_text)
+    return _print(commands.git_setup(indexer, flags.remote, console.note), flags, render.git_setup_as_text)
 
 
 def _sync(indexer: Indexer, flags: Namespace) -> int:

@@ -202,11 +202,11 @@ def reindex(indexer: Indexer, lock_timeout: float) -> dict[str, Any]:
     return {"sessions": indexer.reindex(lock_timeout)}
 
 
-def git_setup(indexer: Indexer, remote: str | None) -> dict[str, Any]:
+def git_setup(indexer: Indexer, remote: str | None, note: Note) -> dict[str, Any]:
     """Put the store under git."""
     from ollama_prompt.sync import set_up
 
-    return set_up(indexer, remote)
+    return set_up(indexer, remote, note)
 
 
 def sync(indexer: Indexer, lock_timeout: float, note: Note) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 from ollama_prompt.errors import GitFailed
 
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
 
 _OF_A_REPOSITORY = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS",
+    "GIT_NOGLOB_PATHSPECS", "GIT_ICASE_PATHSPECS",
 )  # fmt: skip
-_SETTINGS = ("merge.directoryRenames=false", "submodule.recurse=false", "core.safecrlf=false")
+_SETTINGS = (
+    "merge.directoryRenames=false", "merge.autoStash=false", "submodule.recurse=false", "core.safecrlf=false",
+)  # fmt: skip
 _PERSONS = ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT")
 _NOBODY = {
     f"GIT_{who}_{what}": value
@@ -32,7 +36,7 @@ _NOBODY = {
 
 
 class Git:
-    """git in this folder. `apart` keeps Ctrl-C at the terminal from it: it ends what it has begun.
+    """git in this folder.
 
     `is_private` lets nobody else read the files that it writes; `was_killed` tells that locks of its may be left.
     """
@@ -48,31 +52,48 @@ class Git:
             self._environment["GIT_TERMINAL_PROMPT"] = "0"
         self.is_private = False
         self.was_killed = False
+        self._is_apart = False
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Keep Ctrl-C at the terminal from it meanwhile: it ends what it has begun."""
+        before, self._is_apart = self._is_apart, True
+        try:
+            yield
+        finally:
+            self._is_apart = before
 
     def name_author(self) -> None:
         """Commit in our own name where git knows no name."""
         if not all(self.ask("var", person) for person in _PERSONS):
             self._environment |= _NOBODY
 
-    def attempt(self, *arguments: str, text: str = "", apart: bool = False) -> subprocess.CompletedProcess[bytes]:
+    def attempt(self, *arguments: str, text: str = "") -> subprocess.CompletedProcess[bytes]:
         """Run it, with `text` on its stdin: exit code and output. Raises `GitFailed` only if it cannot be started."""
         try:
             done = subprocess.run(
                 [*self._command, *arguments],
-                env=self._environment, input=text.encode(), capture_output=True, check=False, start_new_session=apart,
-                umask=0o077 if self.is_private and os.name == "posix" else -1,
+                env=self._environment, input=text.encode(), capture_output=True, check=False,
+                start_new_session=self._is_apart, umask=0o077 if self.is_private and os.name == "posix" else -1,
             )  # fmt: skip
         except OSError as error:
             raise GitFailed(f"git cannot be run: {error.strerror or error}") from error
         self.was_killed = self.was_killed or done.returncode < 0
         return done
 
-    def run(self, *arguments: str, text: str = "", apart: bool = False, hint: str | None = None) -> str:
+    def run(self, *arguments: str, text: str = "", hint: str | None = None) -> str:
         """What it prints, without the newline at the end. Raises `GitFailed`."""
-        done = self.attempt(*arguments, text=text, apart=apart)
+        done = self.attempt(*arguments, text=text)
         if done.returncode:
             raise failure(arguments[0], done, hint)
         return os.fsdecode(done.stdout).removesuffix("\n")
+
+    def content(self, *arguments: str) -> bytes:
+        """What it prints, to the byte. Raises `GitFailed`."""
+        done = self.attempt(*arguments)
+        if done.returncode:
+            raise failure(arguments[0], done)
+        return done.stdout
 
     def ask(self, *arguments: str) -> str | None:
         """What it prints; None if it has no answer."""
@@ -106,7 +127,10 @@ def failure(what: str, done: subprocess.CompletedProcess[bytes], hint: str | Non
     said = [line.strip() for line in os.fsdecode(done.stderr or done.stdout).splitlines()]
     theirs = [line.removeprefix("remote:").strip() for line in said if line.startswith("remote:")]
     ours = [line for line in said if line and not line.startswith(("hint:", "remote:"))]
-    reason = next((line for line in ours if line.startswith(("fatal:", "error:"))), ours[-1] if ours else "")
+    number = next((number for number, line in enumerate(ours) if line.startswith(("fatal:", "error:"))), len(ours) - 1)
+    reason = ours[number] if ours else ""
+    if reason.endswith(":"):  # of which files, say the lines behind it
+        reason = " ".join(ours[number:])
     if done.returncode < 0:
         reason = f"it was killed by signal {-done.returncode}"
     if ".lock" in reason and "File exists" in reason:

@@ -42,6 +42,11 @@ GITIGNORE = """\
 /locks/
 *.tmp
 *.bak
+# What editors and merge tools leave.
+*~
+*.sw?
+*.orig
+*.rej
 """
 GITATTRIBUTES = """\
 # A conversation only grows, line by line, so that both sides of a merge are kept.
@@ -130,7 +135,10 @@ class Layout:
                 raise
 
     def complete_git_files(self) -> None:
-        """Add lines that the .gitignore and .gitattributes of an earlier release lack. Raises `StoreWriteFailed`."""
+        """Add lines that the .gitignore and .gitattributes of an earlier release lack. Raises `StoreWriteFailed`.
+
+        They go to the front: git heeds the last line that fits, which is the user's own.
+        """
         try:
             _complete(os.path.join(self.home, ".gitignore"), GITIGNORE + self._own_index())
             _complete(os.path.join(self.home, ".gitattributes"), GITATTRIBUTES)
@@ -165,7 +173,7 @@ class Layout:
         """
         unread: list[OSError] = []
         name = session_id + SUFFIX
-        usual = [os.path.join(folder, name) for folder in self._folders(unread)]
+        usual = [os.path.join(folder, name) for folder in (self.sessions, *self.folders(unread))]
         found = _files_among([*usual, *known], unread)
         if deep or not found:
             found = _files_among([*found, *self._everywhere(name, unread)], unread)
@@ -173,13 +181,14 @@ class Layout:
             raise cannot_read(unread[0], session_id)
         return found
 
-    def _folders(self, unread: list[OSError]) -> list[str]:
+    def folders(self, unread: list[OSError] | None = None) -> list[str]:
+        """The visible folders directly below `sessions`."""
         try:
             with os.scandir(self.sessions) as entries:
                 visible = [entry for entry in entries if not entry.name.startswith(".")]
-                return [self.sessions, *sorted(entry.path for entry in visible if entry.is_dir(follow_symlinks=False))]
+                return sorted(entry.path for entry in visible if entry.is_dir(follow_symlinks=False))
         except OSError as error:
-            _remember(error, unread)
+            _remember(error, unread if unread is not None else [])
             return []
 
     def _everywhere(self, name: str, unread: list[OSError]) -> list[str]:
@@ -194,8 +203,9 @@ def _complete(path: str, text: str) -> None:
     with open(path, "r+", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         there = file.read()
         missing = [line for line in text.splitlines() if line not in there.splitlines()]
-        file.write("\n" if there and missing and not there.endswith("\n") else "")
-        file.write("".join(f"{line}\n" for line in missing))
+        if missing:
+            file.seek(0)
+            file.write("".join(f"{line}\n" for line in missing) + there)
 
 
 def _files_among(paths: list[str], unread: list[OSError]) -> list[str]:
@@ -229,6 +239,7 @@ def cannot_write(error: OSError, session_id: str | None = None) -> StoreWriteFai
     hint = {
         errno.ENOSPC: "the disk is full: make room and ask again",
         errno.EDQUOT: "the disk quota is used up: make room and ask again",
+        errno.EMFILE: "too many files are open at once: ulimit -n tells how many may be",
         errno.EROFS: f"the file system is read-only; {elsewhere}",
     }.get(error.errno or 0, elsewhere)
     return StoreWriteFailed(f"cannot write{where}: {error.strerror or error}", hint=hint, session_id=session_id)

@@ -12,11 +12,13 @@ id, so that the lines of both sides are kept and a repeated one does no harm.
   meanwhile; if one of them is in use, all of it waits for the next sync: half a merge would drop the other half.
 - The repository is never left in the middle of a merge. One that cannot be ended is undone, and the reason told;
   one that was killed is ended by the next sync.
-- Only what lies in the store is committed, also where the repository is a larger one.
+- Only what the store has made is committed (`_OWN`), also where the repository is a larger one. A repository is the
+  store's own if nothing else of weight is tracked in it; histories that have nothing in common meet only there.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -31,6 +33,7 @@ from ollama_prompt.errors import GitFailed, UsageError
 from ollama_prompt.git import Git, failure
 from ollama_prompt.layout import cannot_write
 from ollama_prompt.readable import textconv_command
+from ollama_prompt.records import is_conflict_marker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,14 +50,19 @@ KILLED_SECONDS = 3.0
 _DRIVER = "diff.ollama-prompt.textconv"
 _OPEN = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply")
 """What git has in its folder while something is not ended."""
-_IN_STORE = ("--", ".")
+_OWN = ("sessions", "attachments", ".gitignore", ".gitattributes")
+"""What of the store is under git."""
+_IN_STORE = ("--", *_OWN)
+_BESIDE = re.compile(r"\.|README|LICEN[CS]E", re.IGNORECASE)
+"""What people have at the top of a repository that holds nothing but conversations."""
 _NAMES = ("--name-only", "-z", "--relative", "--no-renames")
-_SAMPLE = "sessions/2026-01/00000000-0000-7000-8000-000000000000.jsonl"
+_SAMPLE = "00000000-0000-7000-8000-000000000000.jsonl"
+_SAMPLE_PICTURE = "attachments/" + 64 * "0"
 _MERGED = "Merge what other machines pushed"
 _COMMITTED = "what changed is committed; the next --sync sends it"
 
 
-def set_up(indexer: Indexer, remote: str | None) -> dict[str, Any]:
+def set_up(indexer: Indexer, remote: str | None, note: Callable[[str], None]) -> dict[str, Any]:
     """Put the store under git, in a repository of its own or the one that it lies in. Raises `GitFailed`.
 
     May be run again: only what is missing is made.
@@ -70,16 +78,16 @@ def set_up(indexer: Indexer, remote: str | None) -> dict[str, Any]:
     if remote is not None:
         _name_remote(git, remote)
     with indexer.syncing(0):
-        repository = _Repository(git, indexer)
+        repository = _Repository(git, indexer, note)
         if git.is_private:
             with suppress(OSError):
                 os.chmod(indexer.layout.home, 0o700)
         if not repository.recover():
             with repository.journalled():
                 repository.commit()
-    url = git.ask("config", "remote.origin.url")
+    followed = _Remote.of(git)
     top = os.path.normpath(git.run("rev-parse", "--show-toplevel"))
-    return {"repository": top, "remote": url and _shown(url), "created": created}
+    return {"repository": top, "remote": _shown(followed.url) if followed else None, "created": created}
 
 
 def _is_in_repository(git: Git) -> bool:
@@ -102,21 +110,29 @@ def _name_remote(git: Git, remote: str) -> None:
         raise UsageError(f"--remote: {remote!r} is no URL")
     is_path = "://" not in remote and (":" not in remote or os.path.isdir(remote))
     url = os.path.abspath(os.path.expanduser(remote)) if is_path else remote
-    known = git.ask("config", "remote.origin.url")
-    if known is None:
+    branch = _branch(git)
+    followed = _Remote.of(git)
+    if followed is None:
         git.run("remote", "add", "origin", "--", url)
-    elif known != url:
-        hint = f"git -C {git.run('rev-parse', '--show-toplevel')} remote set-url origin URL"
-        raise GitFailed(f"the repository has another remote already: {_shown(known)}", hint=hint)
-    branch = git.ask("symbolic-ref", "--quiet", "--short", "HEAD")
-    if branch and git.ask("config", f"branch.{branch}.remote") is None:
-        git.run("config", f"branch.{branch}.remote", "origin")
+    elif followed.url != url:
+        hint = f"git -C {git.run('rev-parse', '--show-toplevel')} remote set-url {followed.name} URL"
+        raise GitFailed(f"the repository has another remote already: {_shown(followed.url)}", hint=hint)
+    if git.ask("config", f"branch.{branch}.remote") is None:
+        git.run("config", f"branch.{branch}.remote", followed.name if followed else "origin")
         git.run("config", f"branch.{branch}.merge", f"refs/heads/{branch}")
 
 
+def _branch(git: Git) -> str:
+    """The branch that is checked out: what is committed on none, the next `git switch` takes away."""
+    branch = git.ask("symbolic-ref", "--quiet", "--short", "HEAD")
+    if branch is None:
+        raise GitFailed("no branch is checked out", hint="git switch BRANCH; what changed goes along")
+    return branch
+
+
 def _shown(url: str) -> str:
-    """Without the password that may be in it."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", url)
+    """Without the password or token that may be in it."""
+    return re.sub(r"^(https?://)[^/]*@|(://[^/@:]*):[^/]*@", lambda found: found[1] or f"{found[2]}@", url)
 
 
 def sync(indexer: Indexer, lock_timeout: float, note: Callable[[str], None]) -> dict[str, Any]:
@@ -125,7 +141,7 @@ def sync(indexer: Indexer, lock_timeout: float, note: Callable[[str], None]) -> 
     if not (os.path.isdir(indexer.layout.home) and _is_set_up(git)):
         raise GitFailed("the conversations are not under git", hint="ollama-prompt --git-setup")
     with indexer.syncing(lock_timeout):
-        repository = _Repository(git, indexer)
+        repository = _Repository(git, indexer, note)
         try:
             if in_use := repository.recover():
                 return repository.result(skipped=in_use)
@@ -138,7 +154,13 @@ def sync(indexer: Indexer, lock_timeout: float, note: Callable[[str], None]) -> 
 def _is_set_up(git: Git) -> bool:
     """Whether the store's own repository, or a larger one that --git-setup has seen, is there."""
     prefix = _prefix_of(git)
-    return prefix == "" or (prefix is not None and git.ask("config", "--local", _DRIVER) is not None)
+    return prefix is not None and (_is_own(git, prefix) or git.ask("config", "--local", _DRIVER) is not None)
+
+
+def _is_own(git: Git, prefix: str) -> bool:
+    """Whether the repository holds nothing but conversations; it may be empty."""
+    tracked = "" if prefix else git.ask("ls-tree", "-z", "--name-only", "HEAD") or ""
+    return not prefix and all(name in _OWN or _BESIDE.match(name) for name in tracked.split("\0") if name)
 
 
 def _sync(repository: _Repository, note: Callable[[str], None]) -> dict[str, Any]:
@@ -147,72 +169,95 @@ def _sync(repository: _Repository, note: Callable[[str], None]) -> dict[str, Any
     if remote is None:
         note("there is no remote, so that nothing was sent: --git-setup --remote URL names one")
         return repository.result()
-    for attempt in range(ATTEMPTS):
+    for attempt in itertools.count(1):
         theirs = remote.fetch()
+        if theirs is None and (others := remote.branches()):
+            note(f"the remote has no branch {remote.branch} yet, but: {', '.join(others)}")
         in_use = repository.merge(theirs) if theirs else []
         for session_id in repository.doubles():
             note(f"session {session_id} was moved here and continued there: --check --repair joins its two files")
         if in_use or theirs == repository.head():
-            return repository.result(skipped=in_use)
+            break
         sent = repository.changed(theirs, "HEAD")
-        if remote.push():
+        try:
+            remote.push()
+        except _Outrun as refusal:
+            if attempt == ATTEMPTS:
+                refusal.message += f"; tried {ATTEMPTS} times"
+                raise
+        else:
             return repository.result(sent=len(sent), pushed=True)
-        time.sleep(random.uniform(0, 0.1 * (attempt + 1)))  # noqa: S311  so that two that lost do not meet again
-    raise GitFailed(f"others pushed before us, {ATTEMPTS} times", hint=_COMMITTED)
+        time.sleep(random.uniform(0, 0.1 * attempt))  # noqa: S311  so that two that lost do not meet again
+    return repository.result(skipped=in_use)
+
+
+class _Outrun(GitFailed):
+    """Somebody else pushed before us, it seems."""
 
 
 class _Remote:
-    """The remote repository, and the branch there that goes with the one here."""
+    """The remote repository `name` at `url`, and the `branch` there that goes with the one here."""
 
     def __init__(self, git: Git, name: str, branch: str) -> None:
         self._git = git
-        self._name = name
-        self._branch = branch
+        self.name = name
+        self.branch = branch
+        self.url = git.run("config", f"remote.{name}.url")
 
     @classmethod
     def of(cls, git: Git) -> _Remote | None:
         """The one that the branch here follows, else `origin`, else the only one. Raises `GitFailed`."""
-        branch = git.ask("symbolic-ref", "--quiet", "--short", "HEAD")
-        if branch is None:
-            raise GitFailed("no branch is checked out", hint=f"git switch {BRANCH}")
+        branch = _branch(git)
         remotes = git.run("remote").split()
-        name = git.ask("config", f"branch.{branch}.remote") or ("origin" if "origin" in remotes else "")
-        name = name or (remotes[0] if len(remotes) == 1 else "")
-        followed = git.ask("config", f"branch.{branch}.merge") or branch
-        return cls(git, name, followed.removeprefix("refs/heads/")) if name in remotes else None
+        wanted = (git.ask("config", f"branch.{branch}.remote"), "origin", *(remotes if len(remotes) == 1 else ()))
+        name = next((name for name in wanted if name in remotes), None)
+        if name is None:
+            if remotes:
+                hint = f"git config branch.{branch}.remote NAME"
+                raise GitFailed(f"which remote is meant is not clear: {', '.join(remotes)}", hint=hint)
+            return None
+        followed = git.ask("config", f"branch.{branch}.merge") if name == wanted[0] else None
+        return cls(git, name, (followed or branch).removeprefix("refs/heads/"))
+
+    def branches(self) -> list[str]:
+        """The branches that there are."""
+        found = self._git.ask("ls-remote", "--heads", self.name) or ""
+        return [line.partition("refs/heads/")[2] for line in found.splitlines()]
 
     def fetch(self) -> str | None:
         """The newest commit there; None if there is none yet. Raises `GitFailed`."""
-        ours = f"refs/remotes/{self._name}/{self._branch}"
-        done = self._git.attempt("fetch", "--quiet", self._name, f"+refs/heads/{self._branch}:{ours}")
+        ours = f"refs/remotes/{self.name}/{self.branch}"
+        done = self._git.attempt("fetch", "--quiet", self.name, f"+refs/heads/{self.branch}:{ours}")
         if b"couldn't find remote ref" in done.stderr:
             return None
         if done.returncode:
             raise failure("fetch", done, hint=_COMMITTED)
         return self._git.run("rev-parse", "--verify", ours)
 
-    def push(self) -> bool:
-        """Whether our commits are there now; False if somebody else was faster. Raises `GitFailed`."""
-        target = f"HEAD:refs/heads/{self._branch}"
-        done = self._git.attempt("push", "--quiet", "--porcelain", self._name, target)
+    def push(self) -> None:
+        """Send our commits. Raises `_Outrun`, `GitFailed`."""
+        target = f"HEAD:refs/heads/{self.branch}"
+        done = self._git.attempt("push", "--quiet", "--porcelain", self.name, target)
         if done.returncode == 0:
-            return True
+            return
         said = done.stdout + done.stderr
+        refusal = failure("push", done, hint=_COMMITTED)
         if any(words in said for words in (b"[rejected]", b"cannot lock ref", b"failed to update ref", b"stale info")):
-            return False
-        raise failure("push", done, hint=_COMMITTED)
+            raise _Outrun(refusal.message, hint=refusal.hint)
+        raise refusal
 
 
 class _Repository:
     """What git has of the store."""
 
-    def __init__(self, git: Git, indexer: Indexer) -> None:
+    def __init__(self, git: Git, indexer: Indexer, note: Callable[[str], None]) -> None:
         self.git = git
         self._indexer = indexer
-        names = (*_OPEN, "index.lock")
+        self._note = note
+        names = (*_OPEN, "index.lock", "refs")
         found = git.run("rev-parse", "--show-prefix", *(part for name in names for part in ("--git-path", name)))
         self._prefix, *paths = found.split("\n")
-        git.is_private = not self._prefix  # the files of a larger repository are its people's
+        git.is_private = _is_own(git, self._prefix)  # the files of a larger repository are its people's
         self._git_paths = {
             name: os.path.join(indexer.layout.home, path) for name, path in zip(names, paths, strict=True)
         }
@@ -244,33 +289,51 @@ class _Repository:
     def commit(self) -> None:
         """Commit what changed in the store. Raises `GitFailed`."""
         self._refuse_foreign_merge()
-        self._refuse_ignored()
+        _branch(self.git)
+        self._look_for_ignored()
         self._add()
         changes = _Changes(self.git)
-        if changes.any:
-            self._write_commit(changes.message())
+        if changes.names:
+            self._write_commit(changes.message(), changes.names)
             self._committed.update(changes.sessions())
 
-    def _write_commit(self, message: str) -> None:
-        only = ("--only", *_IN_STORE) if self._prefix else ()  # what somebody has staged elsewhere stays so
+    def _write_commit(self, message: str, names: Iterable[str]) -> None:
+        """What somebody has staged elsewhere stays so; and what is refused does not stay staged."""
         self.git.name_author()
-        self.git.run("commit", "--quiet", "--file", "-", *only, text=message, apart=True)
+        hint = f"git -C {self._indexer.layout.home} status, and git commit, tell more"
+        with self.git.apart():
+            try:
+                self.git.run("commit", "--quiet", "--file", "-", "--only", "--", *names, text=message, hint=hint)
+            except GitFailed:
+                self.git.attempt("reset", "--quiet", "--", *names)
+                raise
 
     def _refuse_foreign_merge(self) -> None:
         for name in _OPEN:
             if os.path.exists(self._git_paths[name]):
                 raise GitFailed(f"the repository is in the middle of something: {name}", hint="git status tells what")
 
-    def _refuse_ignored(self) -> None:
-        """A rule of somebody's that leaves sessions out would leave them out in silence."""
-        if self.git.ask("check-ignore", _SAMPLE) is not None:
-            where = self.git.run("check-ignore", "--verbose", _SAMPLE).partition("\t")[0]
-            raise GitFailed(f"git ignores sessions: {where}", hint="remove that rule, or add !*.jsonl behind it")
+    def _look_for_ignored(self) -> None:
+        """A rule of somebody's that leaves conversations out would leave them out in silence."""
+        folders = (os.path.basename(folder) for folder in self._indexer.layout.folders())
+        places = ["sessions/2026-01", *(f"sessions/{name}" for name in folders)]
+        samples = {f"{place}/{_SAMPLE}": place for place in places} | {_SAMPLE_PICTURE: "attachments"}
+        done = self.git.attempt("check-ignore", "--stdin", "-z", text="\0".join(samples))
+        for sample in filter(None, os.fsdecode(done.stdout).split("\0")):
+            rule = self.git.run("check-ignore", "--verbose", "--", sample).partition("\t")[0]
+            if samples[sample] == places[0]:
+                raise GitFailed(f"git ignores sessions: {rule}", hint="remove that rule, or add !*.jsonl behind it")
+            self._note(f"git ignores {samples[sample]}, which stays on this machine: {rule}")
 
     def _add(self) -> None:
         """A session that is deleted while git looks at it makes it fail: once more."""
+        home = self._indexer.layout.home
+        names = [
+            name for name in _OWN
+            if os.path.lexists(os.path.join(home, name)) or self.git.ask("ls-files", "--", name)
+        ]  # fmt: skip
         for _ in range(ATTEMPTS):
-            done = self.git.attempt("add", "--all", *_IN_STORE)
+            done = self.git.attempt("add", "--all", "--", *names)
             if done.returncode == 0:
                 return
             time.sleep(0.1)
@@ -292,7 +355,7 @@ class _Repository:
                 return in_use
             self.commit()
             before = self.head()
-            with interrupts.deferred():
+            with interrupts.deferred(), self.git.apart():
                 self._merge_held(theirs)
                 with interrupts.heard():
                     pass
@@ -304,8 +367,10 @@ class _Repository:
         self._note_merge(f"{before} {theirs}")
         self.git.name_author()
         # A fork is like its source: were that deleted, git would take the one for the other's new name.
-        options = ("--quiet", "--ff", "--allow-unrelated-histories", "--strategy-option", "find-renames=100%")
-        done = self.git.attempt("merge", *options, "--message", _MERGED, theirs, apart=True)
+        options = ["--quiet", "--ff", "--strategy-option", "find-renames=100%", "--message", _MERGED]
+        options += ["--allow-unrelated-histories"] * self.git.is_private
+        # Options of the user's for merges by hand could leave it open, or take one side only.
+        done = self.git.attempt("-c", f"branch.{_branch(self.git)}.mergeOptions=", "merge", *options, theirs)
         if done.returncode:
             refusal = failure("merge", done, hint=_COMMITTED)
             if not os.path.exists(self._git_paths["MERGE_HEAD"]):
@@ -323,20 +388,24 @@ class _Repository:
             self._give_back(ours, self.changed(self.git.ask("merge-base", ours, theirs), theirs))
         self._note_merge("")
 
-    def _end_merge(self, refusal: GitFailed) -> None:
-        """Keep the lines of both sides, and what one side deleted; undo a merge that needs somebody's mind."""
+    def _end_merge(self, refusal: GitFailed | None) -> None:
+        """Keep the lines of both sides, and what one side deleted; undo a merge that needs somebody's mind.
+
+        `refusal` is why it did not end by itself; None if git was killed.
+        """
         stages: dict[str, set[str]] = {}
         for entry in self.git.paths("ls-files", "--unmerged", "-z", "--full-name", ":/"):
             facts, _, path = entry.partition("\t")
             stages.setdefault(path, set()).add(facts.split()[2])
         try:
-            if not stages:
+            if refusal and not stages:
                 raise refusal  # a hook says no
             for path, found in stages.items():
                 self._resolve(path, found)
-            self.git.run("commit", "--quiet", "--message", _MERGED, apart=True)
+            self._add()  # turns that came after git was killed
+            self.git.run("commit", "--quiet", "--message", _MERGED)
         except GitFailed:
-            self.git.run("merge", "--abort", apart=True)
+            self.git.run("merge", "--abort")
             self._note_merge("")
             raise
 
@@ -346,16 +415,27 @@ class _Repository:
         if not path.startswith(self._prefix):
             raise GitFailed(f"git cannot merge {path} by itself", hint="git pull, and merge it by hand")
         if {"2", "3"} <= stages:
-            ours, theirs = (self.git.attempt("show", f":{stage}:{path}").stdout for stage in "23")
+            # As in the work tree: what lies in the repository may be encrypted.
+            sides = [self.git.content("cat-file", "--filters", f":{stage}:{path}") for stage in "23"]
+            place = os.path.join(self._indexer.layout.home, path.removeprefix(self._prefix))
             if name.endswith(".jsonl"):
-                content = _union(ours, theirs)
-            elif sound := [data for data in (ours, theirs) if sha256(data).hexdigest() == name]:
+                content = _union(*sides, self._added_since(place))
+            elif sound := [data for data in sides if sha256(data).hexdigest() == name]:
                 content = sound[0]
             else:
                 raise GitFailed(f"git cannot merge {path} by itself", hint="git pull, and merge it by hand")
-            with open(os.path.join(self._indexer.layout.home, path.removeprefix(self._prefix)), "wb") as file:
+            with open(place, "wb") as file:
                 file.write(content)
-        self.git.run("add", "--", f":/{path}", apart=True)
+        self.git.run("add", "--", f":/{path}")
+
+    def _added_since(self, place: str) -> bytes:
+        """The whole lines of a file in the work tree: turns may have been taken since git was killed."""
+        try:
+            with open(place, "rb") as file:
+                lines = file.read().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return b""
+        return b"".join(line + b"\n" for line in lines if not is_conflict_marker(line))
 
     def _keep_pictures(self, commits: Iterable[str]) -> None:
         """Bring back pictures that one side deleted, where a session that the other side has names them."""
@@ -366,7 +446,7 @@ class _Repository:
                 named = self._indexer.images()
             for path in gone:
                 if named is None or path.rpartition("/")[2] in named:
-                    self.git.run("checkout", "--quiet", commit, "--", path, apart=True)
+                    self.git.run("checkout", "--quiet", commit, "--", path)
         self.commit()
 
     # --- Being killed --------------------------------------------------------------------------
@@ -408,7 +488,7 @@ class _Repository:
             self._git_paths["index.lock"],
             *(os.path.join(folder, f"{name}.lock") for name in ("HEAD", "ORIG_HEAD")),
         ]
-        for where, _, names in os.walk(os.path.join(folder, "refs")):
+        for where, _, names in os.walk(self._git_paths["refs"]):
             locks += [os.path.join(where, name) for name in names if name.endswith(".lock")]
         end = time.monotonic() + KILLED_SECONDS
         while any(map(os.path.exists, locks)) and time.monotonic() < end:
@@ -418,17 +498,22 @@ class _Repository:
                 os.unlink(lock)
 
     def _end_killed_merge(self, ours: str, theirs: str) -> list[str]:
-        head = self.head()
-        if head == ours and self.git.ask("rev-parse", "--quiet", "--verify", "MERGE_HEAD") == theirs:
-            self.git.name_author()
-            self._end_merge(GitFailed("an earlier merge was not ended", hint=_COMMITTED))
-        elif head == ours:
-            changed = self.changed(self.git.ask("merge-base", ours, theirs), theirs)
-            with self._indexer.holding(changed) as in_use:
+        """End it, or give back what it took; the sessions that are in use, for which this has to wait."""
+        changed = self.changed(self.git.ask("merge-base", ours, theirs), theirs)
+        with self._indexer.holding(changed) as in_use, interrupts.deferred(), self.git.apart():
+            if self.head() != ours:
+                if self.git.ask("rev-parse", "HEAD^1", "HEAD^2") == f"{ours}\n{theirs}":
+                    self._keep_pictures((ours, theirs))
+            elif self.git.ask("rev-parse", "--quiet", "--verify", "MERGE_HEAD") != theirs:
                 self._give_back(ours, [id_ for id_ in changed if id_ not in in_use])
-            return in_use
-        elif self.git.ask("rev-parse", "HEAD^1", "HEAD^2") == f"{ours}\n{theirs}":
-            self._keep_pictures((ours, theirs))
+                return in_use
+            elif in_use:
+                return in_use
+            else:
+                self.git.name_author()
+                self._end_merge(None)
+                self._keep_pictures((ours, theirs))
+            self._received.update(self.changed(ours, "HEAD"))
         return []
 
     def _give_back(self, commit: str, session_ids: list[str]) -> None:
@@ -436,38 +521,41 @@ class _Repository:
         wanted = set(session_ids)
         for path in self.git.paths("ls-tree", "-r", "-z", "--name-only", commit, *_IN_STORE):
             if wanted.intersection(_sessions([path])):
-                self._indexer.give_back(path, self.git.attempt("show", f"{commit}:./{path}").stdout)
+                self._indexer.give_back(path, self.git.content("cat-file", "--filters", f"{commit}:./{path}"))
         for name in self._indexer.damaged_pictures():
             os.unlink(self._indexer.layout.attachment(name))
-            self.git.attempt("checkout", "--quiet", commit, "--", f"attachments/{name}", apart=True)
+            if self.git.ask("ls-tree", "--name-only", commit, "--", f"attachments/{name}"):
+                self.git.run("checkout", "--quiet", commit, "--", f"attachments/{name}")
 
 
-def _union(ours: bytes, theirs: bytes) -> bytes:
-    """The lines of both, each once, ours first."""
-    there = set(ours.split(b"\n"))
-    added = [line for line in theirs.split(b"\n") if line not in there]
-    return b"\n".join([*ours.removesuffix(b"\n").split(b"\n"), *added, b""])
+def _union(ours: bytes, *others: bytes) -> bytes:
+    """The lines of all, each once, ours first."""
+    lines = ours.removesuffix(b"\n").split(b"\n")
+    there = set(lines)
+    for other in others:
+        added = [line for line in other.split(b"\n") if line and line not in there]
+        lines += added
+        there.update(added)
+    return b"\n".join([*lines, b""])
 
 
 class _Changes:
-    """What is about to be committed: of each session how many turns it has got, None for one that is removed."""
+    """What is about to be committed: of each session how many turns it has got, None for one that is removed.
+
+    `names` are those of `_OWN` that changed.
+    """
 
     def __init__(self, git: Git) -> None:
-        self.any = False
+        self.names: set[str] = set()
         self._turns: dict[str, int | None] = {}
         options = (
-            "--cached",
-            "--unified=0",
-            "-O/dev/null",
-            "--irreversible-delete",
-            "--no-color",
-            "--no-ext-diff",
-            "--no-textconv",
-        )
+            "--cached", "--unified=0", "-O/dev/null", "--irreversible-delete", "--no-color", "--no-ext-diff",
+            "--no-textconv", "--no-renames", "--relative", "--src-prefix=a/", "--dst-prefix=b/",
+        )  # fmt: skip
         session_id = ""
-        for line in git.lines("diff", *options, "--no-renames", *_IN_STORE):
-            self.any = True
+        for line in git.lines("diff", *options, *_IN_STORE):
             if line.startswith(b"diff --git "):
+                self.names.update(name for name in _OWN if line[11:].lstrip(b'"').startswith(b"a/" + name.encode()))
                 session_id = next(iter(_sessions([os.fsdecode(line.rstrip(b'"\n'))])), "")
                 self._turns |= {session_id: 0} if session_id else {}
             elif session_id and line.startswith(b"deleted file "):

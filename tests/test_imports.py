@@ -78,6 +78,7 @@ UNDER_COVER = {
         "attachments",
         "repair",
         "checkup",
+        "sync",
         "drafts",
         "foreign_values",
     },

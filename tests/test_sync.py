@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from stores import fail, files, succeed
 
-from ollama_prompt import checkouts, index, records, session_file, sync
+from ollama_prompt import catalogue, checkouts, records, session_file, sync
 from ollama_prompt.errors import GitFailed, UsageError
+from ollama_prompt.git import Git
 from ollama_prompt.indexer import Indexer
 from ollama_prompt.layout import GITATTRIBUTES, Layout
 
@@ -67,8 +69,8 @@ class Machine:
         self.notes: list[str] = []
         self.indexer = Indexer(Layout(str(home)), self.notes.append)
 
-    def set_up(self, hub: Path | None = None) -> Json:
-        return sync.set_up(self.indexer, str(hub) if hub else None)
+    def set_up(self, hub: Path | str | None = None) -> Json:
+        return sync.set_up(self.indexer, str(hub) if hub else None, self.notes.append)
 
     def sync(self) -> Json:
         return sync.sync(self.indexer, 10, self.notes.append)
@@ -159,7 +161,7 @@ def test_a_store_of_an_earlier_release_gets_the_lines_that_it_lacks(tmp_path: Pa
     (machine.home / ".gitattributes").write_text("# mine\n*.jsonl text eol=lf merge=union", encoding="utf-8")
     machine.set_up()
     lines = (machine.home / ".gitattributes").read_text(encoding="utf-8").splitlines()
-    assert lines[:2] == ["# mine", "*.jsonl text eol=lf merge=union"]
+    assert lines[-2:] == ["# mine", "*.jsonl text eol=lf merge=union"], "git heeds the last line that fits"
     assert set(GITATTRIBUTES.splitlines()) <= set(lines)
     machine.set_up()
     assert (machine.home / ".gitattributes").read_text(encoding="utf-8").splitlines() == lines
@@ -189,7 +191,7 @@ def test_another_remote_is_not_put_in_the_place_of_one(tmp_path: Path, hub: Path
     machine = Machine(tmp_path / "store")
     machine.set_up(hub)
     with pytest.raises(GitFailed, match="another remote") as info:
-        sync.set_up(machine.indexer, "https://example.org/x.git")
+        machine.set_up("https://example.org/x.git")
     assert "remote set-url" in str(info.value.hint)
 
 
@@ -566,7 +568,7 @@ def test_a_listing_after_a_pull_reads_what_came(two: tuple[Machine, Machine], mo
     known = [one.turn(f"Hello {number}") for number in range(12)]
     one.sync()
     other.sync()
-    monkeypatch.setattr(index, "is_young", lambda *_: False)
+    monkeypatch.setattr(catalogue, "read_time_ns", lambda: time.time_ns() + 3600 * 10**9)  # else read again, once
     other.indexer.sessions()
     changed = {one.turn("There", session_id) for session_id in known[:3]} | {one.turn("New")}
     one.sync()
@@ -916,19 +918,28 @@ def test_a_remote_whose_branch_is_not_fetched_by_itself(two: tuple[Machine, Mach
     assert one.sync() == NO_NEWS | {"received": 1}
 
 
-def test_a_password_is_not_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:secret@example.org/x.git", "https://example.org/x.git"),
+        ("https://me:sec@secret@example.org/x.git", "https://example.org/x.git"),
+        ("https://secret@example.org/x.git", "https://example.org/x.git"),
+        ("ssh://me:secret@example.org/x.git", "ssh://me@example.org/x.git"),
+        ("git@example.org:me/x.git", "git@example.org:me/x.git"),
+    ],
+)
+def test_a_password_is_not_shown(tmp_path: Path, url: str, shown: str) -> None:
     machine = Machine(tmp_path / "store")
-    url = "https://me:secret@example.org/x.git"
-    assert sync.set_up(machine.indexer, url)["remote"] == "https://me@example.org/x.git"
+    assert machine.set_up(url)["remote"] == shown
     with pytest.raises(GitFailed) as info:
-        sync.set_up(machine.indexer, "https://example.org/y.git")
+        machine.set_up("https://example.org/y.git")
     assert "secret" not in str(info.value)
 
 
 @pytest.mark.parametrize("remote", ["-x", "--upload-pack=touch x"])
 def test_a_remote_that_is_a_flag(tmp_path: Path, remote: str) -> None:
     with pytest.raises(UsageError, match="no URL"):
-        sync.set_up(Machine(tmp_path / "store").indexer, remote)
+        Machine(tmp_path / "store").set_up(remote)
 
 
 @posix_only
@@ -1027,3 +1038,266 @@ TestThreeMachines = ThreeMachines.TestCase
 TestThreeMachines.settings = settings(
     max_examples=8, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+# -- Repositories that hold more ------------------------------------------------------------------------------
+
+
+def tracked(repository: Path, commit: str = "HEAD") -> set[str]:
+    return {name.split("/")[0] for name in git(repository, "ls-tree", "-r", "--name-only", commit).splitlines()}
+
+
+def test_a_store_at_the_top_of_a_project_commits_conversations_only(project: Path) -> None:
+    machine = Machine(project)
+    (project / "main.py").write_text("changed", encoding="utf-8")
+    machine.turn("Hello")
+    with pytest.raises(GitFailed, match="not under git"):
+        machine.sync()
+    machine.set_up()
+    machine.turn("There")
+    assert machine.sync()["committed"] == 1
+    assert tracked(project) == {"main.py", "sessions", ".gitignore", ".gitattributes"}
+    assert git(project, "show", "HEAD:main.py") == "print()\n"
+    assert git(project, "diff", "--cached", "--name-only") == "staged.py\n"
+
+
+@posix_only
+def test_the_folder_of_a_project_stays_open(project: Path) -> None:
+    project.chmod(0o755)
+    Machine(project).set_up()
+    assert project.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_project_does_not_meet_a_hub_of_conversations(project: Path, two: tuple[Machine, Machine], hub: Path) -> None:
+    shared(*two)
+    git(project, "branch", "-m", "main")
+    machine = Machine(project / "conversations")
+    machine.set_up(hub)
+    with pytest.raises(GitFailed, match="unrelated histories"):
+        machine.sync()
+    assert tracked(project) == {"main.py", "conversations"}
+    assert "main.py" not in tracked(hub, "main")
+
+
+def test_a_project_goes_on_with_the_remote_that_it_has(project: Path, tmp_path: Path, hub: Path) -> None:
+    git(tmp_path, "init", "-q", "--bare", "public.git")
+    git(project, "remote", "add", "upstream", str(tmp_path / "public.git"))
+    machine = Machine(project / "conversations")
+    with pytest.raises(GitFailed, match="another remote") as info:
+        machine.set_up(hub)
+    assert "set-url upstream" in str(info.value.hint)
+    assert machine.set_up()["remote"] == str(tmp_path / "public.git")
+
+
+def test_which_of_two_remotes_is_meant(tmp_path: Path, hub: Path) -> None:
+    machine = Machine(tmp_path / "store")
+    machine.set_up()
+    for name in ("one", "other"):
+        git(machine.home, "remote", "add", name, str(hub))
+    machine.turn("Hello")
+    with pytest.raises(GitFailed, match="not clear: one, other") as info:
+        machine.sync()
+    git(machine.home, *str(info.value.hint).replace("NAME", "other").split()[1:])
+    assert machine.sync()["pushed"]
+
+
+def test_a_branch_that_follows_one_here(two: tuple[Machine, Machine]) -> None:
+    one, _ = two
+    git(one.home, "checkout", "-q", "--track", "-b", "side", "main")
+    one.turn("Hello")
+    assert one.sync()["pushed"]
+
+
+def test_no_branch_is_checked_out(two: tuple[Machine, Machine]) -> None:
+    one, _ = two
+    git(one.home, "checkout", "-q", "--detach")
+    session_id = one.turn("Hello")
+    with pytest.raises(GitFailed, match="no branch"):
+        one.sync()
+    git(one.home, "switch", "-q", "main")
+    assert one.said(session_id) == ["Hello", "Answer to Hello"]
+    assert one.sync()["sent"] == 1
+
+
+def test_the_remote_has_other_branches(tmp_path: Path, two: tuple[Machine, Machine], hub: Path) -> None:
+    shared(*two)
+    git(hub, "branch", "-m", "main", "master")
+    third = Machine(tmp_path / "third")
+    third.set_up(hub)
+    third.turn("Hello")
+    third.sync()
+    assert "the remote has no branch main yet, but: master" in third.notes
+
+
+@pytest.mark.parametrize("rule", ["sessions/keep/", "/attachments"])
+def test_what_git_ignores_is_told(two: tuple[Machine, Machine], rule: str) -> None:
+    one, _ = two
+    one.turn("Hello")
+    (one.home / "sessions" / "keep").mkdir()
+    (one.home / ".git" / "info" / "exclude").write_text(f"{rule}\n", encoding="utf-8")
+    assert one.sync()["sent"] == 1
+    assert any(note.startswith(f"git ignores {rule.strip('/')}") for note in one.notes)
+
+
+@posix_only
+def test_what_a_hook_refuses_does_not_stay_staged(two: tuple[Machine, Machine]) -> None:
+    one, _ = two
+    hook = one.home / ".git" / "hooks" / "pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho no secrets >&2\nexit 1\n", encoding="utf-8")
+    hook.chmod(0o755)
+    one.turn("Hello")
+    with pytest.raises(GitFailed, match="no secrets") as info:
+        one.sync()
+    assert "git commit" in str(info.value.hint)
+    assert git(one.home, "diff", "--cached", "--name-only") == ""
+
+
+@pytest.mark.parametrize("options", ["--no-commit", "--squash", "--strategy=ours", "--no-ff --edit"])
+def test_options_for_merges_by_hand_do_no_harm(two: tuple[Machine, Machine], options: str) -> None:
+    one, other = two
+    git(one.home, "config", "branch.main.mergeOptions", options)
+    session_id = shared(one, other)
+    for machine, text in ((one, "Here"), (other, "There")):
+        machine.turn(text, session_id)
+    for machine in (other, one, other):
+        machine.sync()
+    assert_same(one, other)
+    assert {"Here", "There"} <= set(one.said(session_id))
+
+
+def test_files_that_git_would_overwrite_are_named(two: tuple[Machine, Machine]) -> None:
+    one, other = two
+    (other.home / "README.md").write_text("There", encoding="utf-8")
+    git(other.home, "add", "README.md")
+    git(other.home, "commit", "-q", "-m", "There")
+    other.sync()
+    (one.home / "README.md").write_text("Here", encoding="utf-8")
+    with pytest.raises(GitFailed, match=r"overwritten by merge: README\.md"):
+        one.sync()
+
+
+# -- Filters, and lines that git does not merge by itself -----------------------------------------------------
+
+
+ENCRYPT = "import sys, base64; sys.stdout.buffer.write(b'\\0CRYPT' + base64.b64encode(sys.stdin.buffer.read()))"
+DECRYPT = """
+import sys, base64
+data = sys.stdin.buffer.read()
+sys.stdout.buffer.write(base64.b64decode(data[6:]) if data[:6] == b'\\0CRYPT' else data)
+"""
+
+
+def encrypt(machine: Machine) -> None:
+    """As git-crypt does it."""
+    for name, code in (("clean", ENCRYPT), ("smudge", DECRYPT)):
+        script = machine.home.parent / f"{machine.home.name}-{name}.py"
+        script.write_text(code, encoding="utf-8")
+        git(machine.home, "config", f"filter.crypt.{name}", f'"{sys.executable}" "{script}"')
+
+
+def test_encrypted_conversations_are_merged(tmp_path: Path, hub: Path) -> None:
+    one, other = machines = Machine(tmp_path / "one"), Machine(tmp_path / "other")
+    for machine in machines:
+        machine.home.mkdir()
+        git(machine.home, "init", "-q", "-b", "main")
+        encrypt(machine)
+        (machine.home / ".gitattributes").write_text("*.jsonl filter=crypt -text\n", encoding="utf-8")
+        machine.set_up(hub)
+    session_id = shared(one, other)
+    assert "text: unset" in git(one.home, "check-attr", "text", "sessions/x.jsonl")
+    assert git(one.home, "show", "--no-textconv", f"HEAD:sessions/{files(one.home)[0].parent.name}/{session_id}.jsonl")[
+        1:
+    ].startswith("CRYPT")
+    for machine, text in ((one, "Here"), (other, "There")):
+        machine.turn(text, session_id)
+    for machine in (other, one, other):
+        machine.sync()
+    assert_same(one, other)
+    assert {"Here", "There"} <= set(one.said(session_id))
+
+
+def with_nul(machine: Machine, session_id: str) -> None:
+    """A line in the file that keeps git from merging it by itself."""
+    (path,) = (path for path in files(machine.home) if path.stem == session_id)
+    path.write_bytes(path.read_bytes() + b"\0\0\n")
+
+
+def killed_in_a_conflict(one: Machine, other: Machine) -> str:
+    """A session with a merge that is open, as a sync leaves it that was killed; the session."""
+    session_id = one.turn("Hello")
+    with_nul(one, session_id)
+    one.sync()
+    other.sync()
+    other.turn("There", session_id)
+    other.sync()
+    one.turn("Here", session_id)
+    commit_by_hand(one)
+    git(one.home, "fetch", "-q", "origin")
+    ours, theirs = git(one.home, "rev-parse", "HEAD").strip(), git(one.home, "rev-parse", "origin/main").strip()
+    git(one.home, "merge", "-q", "origin/main", may_fail=True)
+    assert "UU" in git(one.home, "status", "--porcelain")
+    (one.home / "locks" / "syncing").write_text(f"{ours} {theirs}", encoding="utf-8")
+    return session_id
+
+
+def test_a_turn_after_a_sync_was_killed_in_a_conflict(two: tuple[Machine, Machine]) -> None:
+    one, other = two
+    session_id = killed_in_a_conflict(one, other)
+    one.turn("Later", session_id)
+    assert one.sync()["received"] == 1
+    other.sync()
+    assert {"Here", "There", "Later"} <= set(one.said(session_id))
+    assert one.said(session_id) == other.said(session_id)
+    assert not (one.home / ".git" / "MERGE_HEAD").exists()
+
+
+def test_an_open_merge_of_a_session_in_use_waits(two: tuple[Machine, Machine]) -> None:
+    one, other = two
+    session_id = killed_in_a_conflict(one, other)
+    with Indexer(Layout(str(one.home)), one.notes.append).open(session_id, 0):
+        assert one.sync()["skipped"] == [session_id]
+    one.sync()
+    assert {"Here", "There"} <= set(one.said(session_id))
+
+
+@posix_only
+@pytest.mark.parametrize("later", [False, True])
+def test_a_sync_that_was_killed_before_the_commit_of_a_merge(two: tuple[Machine, Machine], later: bool) -> None:
+    one, other = two
+    session_id = shared(one, other)
+    for machine, text in ((other, "There"), (one, "Here")):
+        machine.turn(text, session_id)
+        commit_by_hand(machine)
+    other.sync()
+    git(one.home, "fetch", "-q", "origin")
+    ours, theirs = git(one.home, "rev-parse", "HEAD").strip(), git(one.home, "rev-parse", "origin/main").strip()
+    git(one.home, "merge", "-q", "--no-commit", "origin/main")
+    (one.home / "locks" / "syncing").write_text(f"{ours} {theirs}", encoding="utf-8")
+    if later:
+        one.turn("Later", session_id)
+    assert one.sync()["received"] == 1
+    other.sync()
+    assert_same(one, other)
+    assert {"Here", "There", *(["Later"] if later else [])} <= set(one.said(session_id))
+
+
+@posix_only
+def test_a_side_that_git_cannot_show_is_not_taken_for_empty(
+    two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    session_id = killed_in_a_conflict(one, other)
+    real = Git.content
+
+    def content(self: Git, *arguments: str) -> bytes:
+        if arguments[-1].startswith(":2:"):
+            raise GitFailed("git cat-file: out of memory")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Git, "content", content)
+    with pytest.raises(GitFailed, match="out of memory"):
+        one.sync()
+    monkeypatch.undo()
+    one.sync()
+    assert {"Here", "There"} <= set(one.said(session_id))
