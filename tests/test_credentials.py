@@ -1,4 +1,4 @@
-"""Keys and passwords: what is found, what is left alone, how it is shown; `--check --secrets` and the hook for git.
+"""Keys and passwords: what is found, what is left alone, how it is shown; `--check --secrets`.
 
 No key stands here as it is: each is drawn from a seed and put together, or hosting sites would refuse this file.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import random
-import shutil
 import string
 import subprocess
 import sys
@@ -536,46 +535,3 @@ def test_a_session_in_use_is_looked_into(run: Run, home: Path) -> None:
 def test_secrets_goes_with_check(run: Run) -> None:
     error = fail(run("--secrets", "--list-sessions"), "usage", 2)
     assert "--secrets goes with --check" in error["error"]
-
-
-# -- the hook for git --------------------------------------------------------------------------------------
-
-HOOK = """\
-#!/bin/sh
-# Refuse a commit while a conversation holds what looks like a key or a password.
-ollama-prompt --check --secrets --output text >&2 && exit 0
-echo "Nothing was committed. To commit all the same: git commit --no-verify" >&2
-exit 1
-"""
-
-
-def test_the_hook(run: Run, home: Path, tmp_path: Path, environment: dict[str, str]) -> None:
-    if shutil.which("git") is None or sys.platform == "win32":
-        pytest.skip("needs git and a shell")
-    program = tmp_path / "bin" / "ollama-prompt"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ollama_prompt "$@"\n', encoding="utf-8")
-    program.chmod(0o755)
-    names = {f"GIT_{who}_{what}": "me@here" for who, what in product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL"))}
-    shell = {**environment, **names, "PATH": f"{program.parent}:{environment['PATH']}", "GIT_CONFIG_NOSYSTEM": "1"}
-
-    def git(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", *args], cwd=home, env=shell, capture_output=True, text=True, check=False)
-
-    path = make(home, 1)
-    assert git("init", "--quiet").returncode == 0
-    hook = home / ".git" / "hooks" / "pre-commit"
-    hook.parent.mkdir(exist_ok=True)
-    hook.write_text(HOOK, encoding="utf-8")
-    hook.chmod(0o755)
-    git("add", "sessions")
-    done = git("commit", "--quiet", "--message", "Clean")
-    assert done.returncode == 0, done
-    path, key = leaking(home)
-    git("add", "sessions")
-    refused = git("commit", "--quiet", "--message", "Leak")
-    assert refused.returncode == 1
-    assert f"{path}:3: GitHub token: {key[:6]}…" in refused.stderr
-    assert key not in refused.stdout + refused.stderr
-    assert git("rev-list", "--count", "HEAD").stdout == "1\n"
-    assert git("commit", "--quiet", "--no-verify", "--message", "Leak").returncode == 0

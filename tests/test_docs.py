@@ -448,17 +448,55 @@ def test_conversations_beside_the_code(shell: dict[str, str], tmp_path: Path, ol
     assert not (machine.home / ".ollama-prompt").exists()
 
 
+def install_hook(repository: Path, store: str | None = None) -> None:
+    """The hook of the page on version control; in a project with the folder of the store."""
+    text = recipe("checkout-index")
+    if store:
+        text = re.sub(r"store=\..*", f"store={store}", text)
+    hook = repository / ".git" / "hooks" / "pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(text, encoding="utf-8")
+    hook.chmod(0o755)
+
+
+KEY = "AKIA" + "QYLPMN5HFIQR7XYA"
+
+
 @needs_tools
 def test_a_hook_holds_up_keys_and_passwords(machines: tuple[Machine, Machine], ollama: StandIn) -> None:
     first, _ = machines
-    first.run(recipe("hooks/pre-commit"))
+    install_hook(first.home / ".ollama-prompt")
     first.run("ollama-prompt --prompt 'Name a hill.' && ollama-prompt --sync")
-    key = "AKIA" + "QYLPMN5HFIQR7XYA"
-    first.run(f"ollama-prompt --prompt 'My key is {key}.'")
+    first.run(f"ollama-prompt --prompt 'My key is {KEY}.'")
     done = first.attempt("ollama-prompt --sync")
     assert (done.returncode, json.loads(done.stderr)["code"]) == (1, "git_failed")
-    (path,) = [path for path in first.home.glob(".ollama-prompt/sessions/*/*.jsonl") if key in text_of(path)]
+    (path,) = [path for path in first.home.glob(".ollama-prompt/sessions/*/*.jsonl") if KEY in text_of(path)]
     first.run(f"ollama-prompt --delete {path.stem} && ollama-prompt --sync")
+
+
+@needs_tools
+def test_a_hook_looks_at_what_is_committed(shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    machine = Machine(tmp_path / "laptop", shell)
+    machine.run("git init --quiet project && mkdir project/conversations")
+    install_hook(machine.home / "project", "conversations")
+    ask = "cd ~/project; export OLLAMA_PROMPT_HOME=$PWD/conversations; ollama-prompt --output text --prompt"
+    machine.run(f"{ask} 'Name a hill.' && git add conversations")
+    machine.run(f"{ask} 'My key is {KEY}.'")
+    assert machine.attempt("cd ~/project; git commit --quiet --message 'Without the key'").returncode == 0
+    machine.run("cd ~/project; git add conversations; rm -r conversations/sessions")
+    done = machine.attempt("cd ~/project; git commit --quiet --message 'It is staged'")
+    assert done.returncode == 1
+    assert "AWS" in done.stdout + done.stderr
+    assert KEY not in done.stdout + done.stderr
+
+
+@needs_tools
+def test_a_hook_knows_the_pictures(machines: tuple[Machine, Machine], ollama: StandIn) -> None:
+    first, _ = machines
+    install_hook(first.home / ".ollama-prompt")
+    (first.home / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    first.run("ollama-prompt --prompt 'What is this?' --model viewer --image ~/a.png && ollama-prompt --sync")
+    first.run("ollama-prompt --continue --prompt 'And this?' && ollama-prompt --sync")
 
 
 @pytest.fixture
