@@ -51,14 +51,18 @@ class Catalogue:
 
     def listing(self) -> list[bytes]:
         """Every session once, as its line of the listing in JSON, newest use first."""
+        return [entry[-1] for entry in self.entries()]
+
+    def entries(self) -> list[Entry]:
+        """Every session once, as `listing` has it, with its file's stamp."""
         try:
             entries = self._refreshed()
             if len({entry[0][-_NAME_LENGTH:] for entry in entries}) == len(entries):
-                return [entry[-1] for entry in entries]
+                return entries
             rows = self.index.rows()
         except IndexUnusable as error:
             rows = self._in_memory(error)
-        return [row.entry(self._folder)[-1] for row in _one_each(rows)]
+        return [row.entry(self._folder) for row in _one_each(rows)]
 
     def rows(self) -> list[tuple[Row, list[str]]]:
         """Every session, newest use first: the row of its file with the most records, and all its files."""

@@ -156,6 +156,18 @@ def _list_sessions(indexer: Indexer, flags: Namespace) -> int:
     return 0
 
 
+def _search(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands, render
+    from ollama_prompt.scope import Scope
+
+    scope = Scope(getattr(flags, "in"), flags.model, flags.since or "")
+    try:
+        data = commands.search(indexer, flags.search, scope, flags.limit, flags.sort, console.show_progress)
+    finally:
+        console.end_progress()
+    return _print(data, flags, render.matches_as_text)
+
+
 def _session_info(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands, render
 
@@ -230,6 +242,7 @@ def _sync(indexer: Indexer, flags: Namespace) -> int:
 _ACTIONS = {
     "list_sessions": _list_sessions,
     "session_info": _session_info,
+    "search": _search,
     "purge": _purge,
     "delete": _delete,
     "fork": _fork,

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from ollama_prompt.config import Request
     from ollama_prompt.indexer import Indexer
     from ollama_prompt.model import Model
+    from ollama_prompt.scope import Scope
     from ollama_prompt.turn import Sink
 
     Note = Callable[[str], None]
+    Progress = Callable[[int, int], None]
 
 
 def ask(
@@ -60,6 +62,19 @@ def list_sessions(indexer: Indexer, limit: int | None) -> tuple[list[bytes], int
     """Every session, newest use first, as its line of the listing in JSON; and how many there are without `limit`."""
     lines = indexer.sessions()
     return lines[:limit], len(lines)
+
+
+DEFAULT_MATCHES = 20
+"""How many matches are shown unless --limit says otherwise."""
+
+
+def search(
+    indexer: Indexer, query: str, scope: Scope, limit: int | None, sort: str | None, progress: Progress
+) -> dict[str, Any]:
+    """What was said with these words in it."""
+    limit = DEFAULT_MATCHES if limit is None else limit
+    matches, total = indexer.search(query, scope, limit, sort == "best", progress)
+    return {"matches": matches, "total": total}
 
 
 def session_info(indexer: Indexer, session_id: str) -> dict[str, Any]:

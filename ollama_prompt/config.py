@@ -351,6 +351,17 @@ def some_text(text: str) -> str:
     return text
 
 
+def since(text: str) -> str:
+    """A time (a day begins at 00:00 UTC), or a number of days before now."""
+    from ollama_prompt import clock
+
+    text = text.strip()
+    time = clock.days_ago(int(text)) if text.isascii() and text.isdigit() else clock.normal_time(text)
+    if time is None:
+        raise ValueError("must be a number of days, or a time such as 2026-11-01 or 2026-11-01T10:30:00")
+    return time
+
+
 def title(text: str) -> str:
     """One line for people."""
     return " ".join(valid_text(text).split())

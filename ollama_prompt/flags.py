@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 ACTIONS = (
-    "list_sessions", "session_info", "purge", "delete", "fork", "undo", "retry", "import", "check", "reindex",
+    "list_sessions", "session_info", "search", "purge", "delete", "fork", "undo", "retry", "import", "check", "reindex",
     "git_setup", "sync", "completion",
 )  # fmt: skip
 """Flags that are an action of their own; without one the prompt is asked."""
@@ -26,13 +26,14 @@ PROMPTING = ("prompt", "prompt_file", "stdin", "session_id", "continue", "no_ses
 ASKING_ONLY = (*PROMPTING, "title", "system", "system_file", "think", "no_think", "format")
 """Flags that make no sense beside an action that asks nothing. Others, such as --model in an alias, do no harm."""
 COMPANIONS = {
-    "dry_run": ("purge",), "limit": ("list_sessions",), "at": ("fork",), "repair": ("check",), "secrets": ("check",),
+    "dry_run": ("purge",), "limit": ("list_sessions", "search"), "in": ("search",), "since": ("search",),
+    "sort": ("search",), "at": ("fork",), "repair": ("check",), "secrets": ("check",),
     "remote": ("git_setup",),
 }  # fmt: skip
 """Flags that go with certain actions only."""
-_NAMING_SESSION = ("session-id", "session-info", "delete", "fork", "undo", "retry")
+_NAMING_SESSION = ("session-id", "session-info", "in", "delete", "fork", "undo", "retry")
 _NO_ID = tuple(f"--{flag}: expected one argument" for flag in _NAMING_SESSION)
-_NO_CHOICE = ("--completion: expected one argument", "--output: expected one argument")
+_NO_CHOICE = tuple(f"--{flag}: expected one argument" for flag in ("completion", "output", "sort"))
 CONTRADICTIONS = (
     ("session_id", "continue"), ("session_id", "no_session"), ("continue", "no_session"), ("prompt", "prompt_file"),
     ("system", "system_file"), ("think", "no_think"),
@@ -178,7 +179,14 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 def _add_actions(group: argparse._ArgumentGroup) -> None:
     add, uuid = group.add_argument, _checked(config.session_id)
     add("--list-sessions", action="store_true", help="all sessions, newest use first")
-    add("--limit", metavar="N", type=_checked(config.natural_number), help="list only the first N")
+    add("--limit", metavar="N", type=_checked(config.natural_number), help="list or find only the first N")
+    add("--search", metavar="TEXT", type=_checked(config.some_text), help="what was said with all these words in it")
+    add("--in", metavar="UUID", type=uuid, help="with --search: in this session only")
+    add(
+        "--since", metavar="TIME", type=_checked(config.since),
+        help="with --search: not older than this time (2026-11-01) or so many days",
+    )  # fmt: skip
+    add("--sort", choices=("newest", "best"), help="with --search: what comes first (newest)")
     add("--session-info", metavar="UUID", type=uuid, help="one session, with every message ever stored")
     add(
         "--purge", metavar="DAYS", type=_checked(config.natural_number),

@@ -272,6 +272,7 @@ class Index:
             raise IndexUnusable("corrupt" if state == "old" else state)
         with self._connected() as database:
             database.execute("PRAGMA synchronous = OFF")
+            database.execute("PRAGMA secure_delete = ON")  # what is deleted stays in no free page: titles are text
             self._begin(database)
             if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 self._make(database)

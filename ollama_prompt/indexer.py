@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ollama_prompt.held_session import HeldSession
     from ollama_prompt.layout import Layout
     from ollama_prompt.records import Record
+    from ollama_prompt.scope import Scope
     from ollama_prompt.session_file import Reading
 
 
@@ -44,6 +45,7 @@ ATTACHMENTS_SECONDS = 60.0
 _SHARED = {
     "sync": ("the repository", "--lock-timeout waits longer"),
     "index": ("the index", "--lock-timeout waits longer"),
+    "search": ("the index of --search", "search again when it is made"),
     "attachments": ("the folder of pictures", "ask again: nothing was sent or stored"),
 }
 """Locks of the store as a whole, and what to do where one cannot be had; every other one is a session's."""
@@ -226,6 +228,17 @@ class Indexer:
         if not lines and _is_1x_there():
             self.note("there are conversations of ollama-prompt 1.x: --import brings them along")
         return lines
+
+    def search(
+        self, query: str, scope: Scope, limit: int | None, best_first: bool, progress: Callable[[int, int], None]
+    ) -> tuple[list[dict[str, Any]], int]:
+        """What was said with these words in it: (matches, how many there are without `limit`).
+
+        Raises `UsageError`, `StoreError`s.
+        """
+        from ollama_prompt import search
+
+        return search.search(self, query, scope, limit, best_first, progress)
 
     def purge(self, days: int, dry_run: bool) -> tuple[list[str], list[str]]:
         """Remove what was last used more than `days` days ago (0: everything): (removed, in use).

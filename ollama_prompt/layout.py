@@ -5,6 +5,7 @@
                        <uuid>.<time>.<why>.bak      what a repair replaced
       attachments/<sha256>              pictures that messages name
       sessions.db                       the index; may lie elsewhere
+      search.db                         the index of --search
       sessions-1.x.db                   a database of ollama-prompt 1.x that lay in its place
       locks/<uuid>.lock, index.lock, index.made (see `index`)
       .gitignore .gitattributes
@@ -38,6 +39,8 @@ GITIGNORE = """\
 # What a repair replaced (*.bak) is for this machine only.
 /sessions.db
 /sessions.db-*
+/search.db
+/search.db-*
 /sessions-1.x*
 /locks/
 *.tmp
@@ -60,11 +63,12 @@ GITATTRIBUTES = """\
 class Layout:
     """The paths of one store. `index` may lie outside `home`."""
 
-    __slots__ = ("attachments", "home", "index", "locks", "sessions")
+    __slots__ = ("attachments", "home", "index", "locks", "search", "sessions")
 
     def __init__(self, home: str, index: str | None = None) -> None:
         self.home = os.path.abspath(home)
         self.index = os.path.abspath(index) if index else os.path.join(self.home, "sessions.db")
+        self.search = os.path.join(self.home, "search.db")
         self.sessions = os.path.join(self.home, "sessions")
         self.attachments = os.path.join(self.home, "attachments")
         self.locks = os.path.join(self.home, "locks")
@@ -155,6 +159,11 @@ class Layout:
         aside = next(name for name in self._names_aside() if not os.path.lexists(name))
         os.rename(self.index, aside)
         return aside
+
+    def search_files(self) -> list[str]:
+        """The index of --search, the one that is being made, and what SQLite may leave beside them."""
+        ends = ("", "-journal", "-wal", "-shm", ".tmp", ".tmp-journal")
+        return [self.search + end for end in ends]
 
     def set_aside(self) -> list[str]:
         """The files that were in the index's place once."""

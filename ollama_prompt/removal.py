@@ -25,6 +25,7 @@ def delete(indexer: Indexer, session_id: str) -> None:
         indexer.find(session_id)
     except SessionNotFound:
         clear_away(indexer, session_id)
+        _forget_words(indexer, [session_id])
         raise
     try:
         with indexer.lock(session_id, 0):
@@ -35,6 +36,7 @@ def delete(indexer: Indexer, session_id: str) -> None:
         error.hint = "delete it when its turn is over"
         raise
     indexer.catalogue.forget([session_id])
+    _forget_words(indexer, [session_id])
     indexer.discard_images(images)
 
 
@@ -94,8 +96,31 @@ def _forget(indexer: Indexer, removed: list[str], known: set[str]) -> None:
     """Drop the rows of sessions that were removed, and what killed processes left of unknown ones."""
     if removed:
         indexer.catalogue.forget(removed)
+        _forget_words(indexer, removed)
     for session_id in indexer.layout.locked() - known:
         clear_away(indexer, session_id)
+
+
+def _forget_words(indexer: Indexer, session_ids: list[str]) -> None:
+    """Remove the index of --search if it may have words of these sessions: the next search makes it again."""
+    path = indexer.layout.search
+    if not any(map(os.path.lexists, indexer.layout.search_files())):
+        return
+    from ollama_prompt import search_index
+
+    try:
+        with search_index.opened(path) as index:
+            if not any(map(index.has, session_ids)):
+                return
+    except search_index.SearchIndexUnusable:
+        pass
+    for name in indexer.layout.search_files():
+        try:
+            os.unlink(name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise cannot_write(error) from error
 
 
 def _are_unused(indexer: Indexer, found: list[str], rows: dict[str, Row], cutoff: str | None) -> bool:

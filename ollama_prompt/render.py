@@ -104,6 +104,17 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "".join(line.rstrip() + "\n" for line in lines)
 
 
+def matches_as_text(data: dict[str, Any]) -> str:
+    """What was found, each with where that is."""
+    blocks = [
+        f"{match['session_id']}  {match['created_at'] or ''}  {match['role'] or 'title'}"
+        f"  {visible(match['title'] or '')}\n  {visible(match['snippet'])}\n"
+        for match in data["matches"]
+    ]
+    more = data["total"] - len(blocks)
+    return "\n".join([*blocks, f"{more} more; --limit shows them\n"] if more else blocks)
+
+
 def info_as_text(data: dict[str, Any]) -> str:
     """One session as a person reads it: what it is, then the conversation."""
     head = [

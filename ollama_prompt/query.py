@@ -1,0 +1,138 @@
+"""What is searched for: words, and how well they fit a text. Pure.
+
+Every word of a query must occur, also inside of another word, without case and accents (`folding`). What is no letter
+counts as it is. A text fits the better the more words of the query are words of it, or begin one.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+
+from ollama_prompt.folding import characters, composed, fold, is_letter, is_without_spaces, pairs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    Piece = tuple[str, bool, bool]
+    """A word of a query's word, or a part of one: its text, and whether more may come before it, and behind it."""
+
+WHOLE, BEGINNING, INSIDE = 2, 1, 0
+"""How well a word fits: it is one of the document's words, it begins one, it is inside of one."""
+LONGEST_PIECE = 1_000
+"""The index is asked for so many characters of a word; what is longer is looked up in the texts."""
+SNIPPET_LENGTH = 160
+"""About so many characters of a document are shown, with what is searched in the middle."""
+
+
+class Word:
+    """One word of a query, folded.
+
+    `pieces` are the words that it consists of, as the index has them. `is_exact` tells that whoever has these has it.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.pieces: list[Piece] = []
+        for is_run, start, end in _stretches(text):
+            if is_run:
+                self.pieces += _pieces_without_spaces(text[start:end])
+            else:
+                piece = text[start:end][:LONGEST_PIECE]
+                self.pieces.append((piece, start == 0, end == len(text) or start + len(piece) < end))
+        self.is_exact = len(self.pieces) == 1 and self.pieces[0][0] == text
+
+    def rank(self, folded: str) -> int | None:
+        """How well it fits; None if it does not occur."""
+        best: int | None = None
+        at = folded.find(self.text)
+        while at >= 0:
+            if not self._is_cut(folded, at):
+                if not self._is_cut(folded, at + len(self.text)):
+                    return WHOLE
+                best = BEGINNING
+            best = best or INSIDE
+            at = folded.find(self.text, at + 1)
+        return best
+
+    @staticmethod
+    def _is_cut(folded: str, at: int) -> bool:
+        """Whether there is the inside of a word."""
+        return 0 < at < len(folded) and is_letter(folded[at - 1]) and is_letter(folded[at])
+
+
+def _stretches(text: str) -> Iterator[tuple[bool, int, int]]:
+    """Stretches of letters, and of a script without spaces (then True): where they begin and end."""
+    end = 0
+    for kind, chars in groupby(text, key=lambda char: 2 if is_without_spaces(char) else int(is_letter(char))):
+        start, end = end, end + len(list(chars))
+        if kind:
+            yield kind == 2, start, end
+
+
+def _pieces_without_spaces(run: str) -> list[Piece]:
+    """A character begins a word wherever it occurs; a pair is one."""
+    return [(run, False, True)] if len(run) == 1 else [(pair, False, False) for pair in pairs(run)[:-1]]
+
+
+def rank_of_term(piece: str, term: str) -> int:
+    """How well a piece fits that is in a word of the index: as `Word.rank` has it."""
+    if is_without_spaces(piece[0]) or piece == term:
+        return WHOLE
+    return BEGINNING if term.startswith(piece) else INSIDE
+
+
+def words_of(query: str) -> list[Word]:
+    """The words of a query, each once."""
+    return [Word(text) for text in dict.fromkeys(fold(query).split())]
+
+
+def rank_of(words: Iterable[Word], text: str) -> int | None:
+    """How well a text fits; None if a word is missing."""
+    folded, sum_ = fold(text), 0
+    for word in words:
+        rank = word.rank(folded)
+        if rank is None:
+            return None
+        sum_ += rank
+    return sum_
+
+
+# --- Showing ---------------------------------------------------------------------------------------
+
+
+def snippet(text: str, words: list[Word]) -> str:
+    """A part of the text that has the first occurrences of the words, on one line, each marked: **word**."""
+    text = composed(text)
+    folded, origins = _folded_with_origins(text)
+    spans = sorted(_spans(folded, origins, words))
+    if not spans:
+        return ""
+    middle = (spans[0][0] + min(spans[0][1], spans[0][0] + SNIPPET_LENGTH)) // 2
+    start = max(0, min(middle - SNIPPET_LENGTH // 2, len(text) - SNIPPET_LENGTH))
+    end = min(len(text), max(start + SNIPPET_LENGTH, spans[0][1]))
+    pieces, at = ["…" if start else ""], start
+    for first, last in spans:
+        if first >= at and last <= end:
+            pieces += [text[at:first], "**", text[first:last], "**"]
+            at = last
+    pieces += [text[at:end], "…" if end < len(text) else ""]
+    return " ".join("".join(pieces).split())
+
+
+def _spans(folded: str, origins: list[int] | None, words: list[Word]) -> Iterator[tuple[int, int]]:
+    """Where the words occur in the text that was folded."""
+    for word in words:
+        for found in re.finditer(re.escape(word.text), folded):
+            first, last = found.span()
+            yield (origins[first], origins[last - 1] + 1) if origins else (first, last)
+
+
+def _folded_with_origins(text: str) -> tuple[str, list[int] | None]:
+    """The folded text, and for each of its characters where it comes from; None if from the same place."""
+    if text.isascii():
+        return fold(text), None
+    folded = characters(text)
+    origins = [at for at, chars in enumerate(folded) for _ in chars]
+    return "".join(folded), origins

@@ -1,0 +1,126 @@
+"""Searching what was said: the documents (`documents`) that have every word of a query (`query`).
+
+`search_index` finds them fast; where it cannot be had, because SQLite lacks FTS5 or nothing can be written, `_scan`
+finds the same by reading every file. What the index cannot decide, a word with punctuation in it for example, is looked
+up in the text of those documents that may have it.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from itertools import groupby
+
+from ollama_prompt import records, session_file
+from ollama_prompt.catalogue import id_of
+from ollama_prompt.clock import whole_seconds
+from ollama_prompt.documents import Documents, text_of
+from ollama_prompt.errors import StoreError, UsageError
+from ollama_prompt.query import rank_of, snippet, words_of
+from ollama_prompt.search_index import SearchIndexUnusable, opened, update
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+    from ollama_prompt.indexer import Indexer
+    from ollama_prompt.query import Word
+    from ollama_prompt.records import Record
+    from ollama_prompt.scope import Scope
+    from ollama_prompt.search_index import Files, Found
+
+    Progress = Callable[[int, int], None]
+
+SMALL_BLOCK = 1 << 13
+"""Bytes to read at once where one line of a file is wanted."""
+MAKING_SECONDS = 600.0
+"""How long to wait while another process makes the index."""
+
+
+def search(
+    indexer: Indexer, query: str, scope: Scope, limit: int | None, best_first: bool, progress: Progress
+) -> tuple[list[dict[str, Any]], int]:
+    """The newest matches, or the best; and how many there are without `limit`. Raises `UsageError`, `StoreError`s."""
+    words = words_of(query)
+    if not words:
+        raise UsageError("there is nothing to search for", hint='ollama-prompt --search "some words"')
+    entries = indexer.catalogue.entries()
+    files: Files = {entry[0]: entry[1:5] for entry in entries}
+    found = _matching(indexer, words, scope, files, progress)
+    found.sort(key=lambda each: (each[5] if best_first else 0, each[4], *each[1:4]), reverse=True)
+    lines = {entry[0]: entry[5] for entry in entries}
+    shown = [_match(indexer, each, words, lines[each[0]]) for each in found[:limit]]
+    return [match for match in shown if match], len(found)
+
+
+def _matching(indexer: Indexer, words: list[Word], scope: Scope, files: Files, progress: Progress) -> list[Found]:
+    """All that match, in no order."""
+    try:
+        is_exact, found = _from_index(indexer, words, scope, files, progress)
+    except (SearchIndexUnusable, OSError, StoreError):
+        return list(_scan(indexer, words, scope, files))
+    return found if is_exact else list(_looked_up(indexer, words, found))
+
+
+def _from_index(
+    indexer: Indexer, words: list[Word], scope: Scope, files: Files, progress: Progress
+) -> tuple[bool, list[Found]]:
+    """Whether what was found surely matches, and that. Raises `SearchIndexUnusable`, OSError, `StoreError`s."""
+    path = indexer.layout.search
+    with suppress(SearchIndexUnusable), opened(path) as index:
+        if index.is_current(files):
+            return index.find(words, scope)
+    with indexer.lock("search", MAKING_SECONDS, indexer.note_waiting):
+        update(path, files, indexer.layout.sessions, progress)
+    with opened(path) as index:
+        return index.find(words, scope)
+
+
+def _looked_up(indexer: Indexer, words: list[Word], found: list[Found]) -> Iterator[Found]:
+    """Those whose text matches, and how well."""
+    for path, group in groupby(sorted(found), key=lambda each: each[0]):
+        with suppress(OSError), session_file.opened(indexer.layout.absolute(path), SMALL_BLOCK) as file:
+            for each in group:
+                file.seek(each[2])
+                with suppress(records.DamagedLine, LookupError):
+                    rank = rank_of(words, text_of(records.decode(file.readline()), each[3]))
+                    if rank is not None:
+                        yield (*each[:5], rank)
+
+
+def _scan(indexer: Indexer, words: list[Word], scope: Scope, files: Iterable[str]) -> Iterator[Found]:
+    """The same as the index finds, from the files alone."""
+    for path in files:
+        session_id = id_of(path)
+        if scope.session_id not in {None, session_id}:
+            continue
+        with suppress(OSError):
+            found = Documents(session_file.read_all(indexer.layout.absolute(path))[0], session_id)
+            if not scope.has_model(found.model):
+                continue
+            for each in found.shown():
+                rank = rank_of(words, each.text) if each.at >= scope.since else None
+                if rank is not None:
+                    yield path, session_id, each.offset, each.field, each.at, rank
+
+
+def _match(indexer: Indexer, found: Found, words: list[Word], line: bytes) -> dict[str, Any] | None:
+    """A match as it is printed; None if its file was changed since."""
+    path, session_id, offset, field, at, _ = found
+    try:
+        with session_file.opened(indexer.layout.absolute(path), SMALL_BLOCK) as file:
+            file.seek(offset)
+            record: Record = records.decode(file.readline())
+            text = text_of(record, field)
+    except (OSError, records.DamagedLine, LookupError):
+        return None
+    is_message = not field
+    return {
+        "session_id": session_id,
+        "title": json.loads(line)["title"],
+        "message_id": record.get("id") if is_message else None,
+        "role": record["role"] if is_message else "system" if field == "system" else None,
+        "created_at": whole_seconds(at),
+        "snippet": snippet(text, words),
+    }
