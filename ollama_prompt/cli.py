@@ -158,7 +158,7 @@ def _list_sessions(indexer: Indexer, flags: Namespace) -> int:
 
 def _search(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands, render
-    from ollama_prompt.scope import Scope
+    from ollama_prompt.query import Scope
 
     scope = Scope(getattr(flags, "in"), flags.model, flags.since or "")
     try:

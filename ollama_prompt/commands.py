@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ollama_prompt.config import Request
     from ollama_prompt.indexer import Indexer
     from ollama_prompt.model import Model
-    from ollama_prompt.scope import Scope
+    from ollama_prompt.query import Scope
     from ollama_prompt.turn import Sink
 
     Note = Callable[[str], None]

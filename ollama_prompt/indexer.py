@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ollama_prompt.attachments import Attachments
     from ollama_prompt.held_session import HeldSession
     from ollama_prompt.layout import Layout
+    from ollama_prompt.query import Scope
     from ollama_prompt.records import Record
-    from ollama_prompt.scope import Scope
     from ollama_prompt.session_file import Reading
 
 

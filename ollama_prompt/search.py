@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ollama_prompt.indexer import Indexer
-    from ollama_prompt.query import Word
+    from ollama_prompt.query import Scope, Word
     from ollama_prompt.records import Record
-    from ollama_prompt.scope import Scope
     from ollama_prompt.search_index import Files, Found
 
     Progress = Callable[[int, int], None]
@@ -41,13 +40,17 @@ MAKING_SECONDS = 600.0
 def search(
     indexer: Indexer, query: str, scope: Scope, limit: int | None, best_first: bool, progress: Progress
 ) -> tuple[list[dict[str, Any]], int]:
-    """The newest matches, or the best; and how many there are without `limit`. Raises `UsageError`, `StoreError`s."""
+    """The newest matches, or the best; and how many there are without `limit`. Raises `UsageError`, `SessionNotFound`,
+    `StoreError`s.
+    """
     words = words_of(query)
     if not words:
         raise UsageError("there is nothing to search for", hint='ollama-prompt --search "some words"')
+    if scope.session_id is not None:
+        indexer.find(scope.session_id)
     entries = indexer.catalogue.entries()
     files: Files = {entry[0]: entry[1:5] for entry in entries}
-    found = _matching(indexer, words, scope, files, progress)
+    found = _matching(indexer, words, scope, files, progress) if files else []
     found.sort(key=lambda each: (each[5] if best_first else 0, each[4], *each[1:4]), reverse=True)
     lines = {entry[0]: entry[5] for entry in entries}
     shown = [_match(indexer, each, words, lines[each[0]]) for each in found[:limit]]

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from ollama_prompt.query import Piece, Word
-    from ollama_prompt.scope import Scope
+    from ollama_prompt.query import Piece, Scope, Word
 
     Files = dict[str, tuple[int, int, int, int]]
     """Path below `sessions` → the file's stamp; its size is -1 if it may have changed without showing it."""

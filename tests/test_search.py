@@ -19,7 +19,7 @@ from ollama_prompt.errors import SessionNotFound, UsageError
 from ollama_prompt.folding import fold, separate
 from ollama_prompt.indexer import Indexer
 from ollama_prompt.layout import Layout
-from ollama_prompt.scope import Scope
+from ollama_prompt.query import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -287,11 +287,11 @@ class Searching(RuleBasedStateMachine):
             path = data.draw(st.sampled_from(self.paths))
             lines = path.read_bytes().splitlines(keepends=True)
             extra = line(message(1000 + next(self.numbers), "user", data.draw(TEXT)))
-            at = data.draw(st.integers(1, len(lines)))
+            at = data.draw(st.integers(min(1, len(lines)), len(lines)))
             if data.draw(st.booleans()):
                 lines.insert(at, extra)
             else:
-                lines[at - 1 : at] = []
+                lines[max(at - 1, 0) : at] = []
             replace(path, b"".join(lines))
 
     @rule(data=st.data())
