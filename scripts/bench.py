@@ -1,6 +1,6 @@
 """What a call of the command costs, as ratios to bare Python in the same run.
 
-    python3 scripts/bench.py [--rounds N] [--git]
+    python3 scripts/bench.py [--rounds N] [--git | --search]
 
 Each figure is the CPU time (user + system) of whole processes, the median of many rounds, divided by
 that of `python -I -c "import argparse, sqlite3"`. All cases take turns within each round, so that a
@@ -10,6 +10,9 @@ byte-compiled, as users have it. POSIX only: Windows does not tell a child's CPU
 
 With --git instead what a store of 20,000 sessions under git costs, as ratios to what git itself takes for the same,
 and a listing after 500 sessions were pulled as a ratio to a listing. That takes minutes.
+
+With --search instead what finding something takes in 10,000 sessions of 50 kB, and how many MB of them are indexed in
+a second of CPU time. Their words are made up, as frequent as words are (Zipf), 200,000 of them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import argparse
 import itertools
 import json
 import os
+import random
 import resource
 import shutil
 import statistics
@@ -53,6 +57,14 @@ GIT_RATIOS = {
     "--list-sessions after 500 were pulled": "--list-sessions",
 }
 """Case → what it is compared with."""
+SEARCHES = {
+    "--search, a rare word": "word150000",
+    "--search, two words": "word700 word900",
+    "--search, a part of words": "ord1234",
+    "--search, with punctuation": "word5000, word5",
+    "--search, in every message": "word0",
+}
+SEARCH_TARGET, INDEXING_TARGET = 6.0, 30.0
 NUMBERS = itertools.count()
 
 
@@ -226,6 +238,41 @@ def report_git(bench: Bench) -> None:
         say(f"| {name} | {1000 * spent:.0f} | {spent / bench.median(other):.2f} | {other} |")
 
 
+def make_texts(home: Path, sessions: int, size: int) -> int:
+    """Sessions of so many bytes; how many MB that is."""
+    chance = random.Random(1)
+    words = [f"word{number}" for number in range(200_000)]
+    weights = list(itertools.accumulate(1 / (number + 1) for number in range(len(words))))
+    for number in range(sessions):
+        lines = [stores.line(stores.header(stores.new_id(number)))]
+        while sum(map(len, lines)) < size:
+            text = ", ".join(chance.choices(words, cum_weights=weights, k=250))
+            lines.append(stores.line(stores.message(next(NUMBERS), "user", text)))
+        stores.make(home, number, b"".join(lines))
+    return sessions * size // 1_000_000
+
+
+def measure_search(bench: Bench, rounds: int) -> None:
+    """Index a large store, search it, and print the tables, in Markdown."""
+    say("making 10,000 sessions of 50 kB …")
+    megabytes = make_texts(bench.folder / "texts", 10_000, 50_000)
+    bench.run([bench.command, "--list-sessions"], bench.folder / "texts")
+    say("indexing …")
+    bench.time("indexing", [bench.command, "--search", "x"], bench.folder / "texts")
+    bench.cases["floor"] = ([bench.python, *FLOOR], bench.folder)
+    bench.add("--list-sessions", "--list-sessions", home="texts")
+    for name, query in SEARCHES.items():
+        bench.add(name, "--search", query, home="texts")
+    say(f"measuring, {rounds} rounds …")
+    bench.measure(rounds)
+    say("\n| case | x floor | target |\n|---|---|---|")
+    for name in bench.cases:
+        target = SEARCH_TARGET if name in SEARCHES else ""
+        say(f"| {name} | {bench.median(name) / bench.median('floor'):.2f} | {target} |")
+    rate = megabytes / bench.median("indexing")
+    say(f"| indexing, MB a second of CPU time | {rate:.0f} (not x floor) | {INDEXING_TARGET:.0f} |")
+
+
 def install(environment: Environment) -> None:
     """The project as it is now, not editable: as users have it."""
     environment.make()
@@ -240,6 +287,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="CPU time of the command as ratios to bare Python")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--git", action="store_true", help="a store under git instead")
+    parser.add_argument("--search", action="store_true", help="a large store that is searched instead")
     wanted = parser.parse_args()
     environment = Environment(".venv-bench")
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
@@ -250,6 +298,9 @@ def main() -> int:
         if wanted.git:
             measure_git(bench, wanted.rounds)
             report_git(bench)
+            return 0
+        if wanted.search:
+            measure_search(bench, wanted.rounds)
             return 0
         say("making stores …")
         prepare(bench)
