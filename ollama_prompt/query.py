@@ -23,7 +23,9 @@ WHOLE, BEGINNING, INSIDE = 2, 1, 0
 LONGEST_PIECE = 1_000
 """The index is asked for so many characters of a word; what is longer is looked up in the texts."""
 SNIPPET_LENGTH = 160
-"""About so many characters of a document are shown, with what is searched in the middle."""
+"""So many characters of a document are shown, with what is searched in the middle."""
+MANY_SPANS = 100
+"""So many occurrences are looked at for the place with most of the words."""
 
 
 class Word:
@@ -116,30 +118,41 @@ class Scope:
 
 
 def snippet(text: str, words: list[Word]) -> str:
-    """A part of the text that has the first occurrences of the words, on one line, each marked: **word**."""
+    """The part of the text that has most of the words, on one line, each marked: **word**."""
     text = composed(text)
-    folded, origins = _folded_with_origins(text)
-    spans = sorted(_spans(folded, origins, words))
+    spans = sorted(_spans(text, words))
     if not spans:
         return ""
-    middle = (spans[0][0] + min(spans[0][1], spans[0][0] + SNIPPET_LENGTH)) // 2
-    start = max(0, min(middle - SNIPPET_LENGTH // 2, len(text) - SNIPPET_LENGTH))
-    end = min(len(text), max(start + SNIPPET_LENGTH, spans[0][1]))
+    start = max(0, min(_start(spans), len(text) - SNIPPET_LENGTH))
+    end = start + SNIPPET_LENGTH
     pieces, at = ["…" if start else ""], start
-    for first, last in spans:
-        if first >= at and last <= end:
-            pieces += [text[at:first], "**", text[first:last], "**"]
+    for first, last, _ in spans:
+        if at <= first < end:
+            pieces += [text[at:first], "**", text[first : min(last, end)], "**"]
             at = last
     pieces += [text[at:end], "…" if end < len(text) else ""]
     return " ".join("".join(pieces).split())
 
 
-def _spans(folded: str, origins: list[int] | None, words: list[Word]) -> Iterator[tuple[int, int]]:
-    """Where the words occur in the text that was folded."""
+def _start(spans: list[tuple[int, int, str]]) -> int:
+    """Where to begin, such that what was found is in the middle."""
+    best, start = 0, 0
+    for number, (first, _, _) in enumerate(spans[:MANY_SPANS]):
+        near = [span for span in spans[number : number + MANY_SPANS] if span[1] <= first + SNIPPET_LENGTH * 3 // 4]
+        found = len({word for _, _, word in near})
+        if found > best or not number:
+            covered = max((last for _, last, _ in near), default=first) - first
+            best, start = found, first - (SNIPPET_LENGTH - covered) // 2
+    return start
+
+
+def _spans(text: str, words: list[Word]) -> Iterator[tuple[int, int, str]]:
+    """Where each word occurs: from, to, word."""
+    folded, origins = _folded_with_origins(text)
     for word in words:
         for found in re.finditer(re.escape(word.text), folded):
             first, last = found.span()
-            yield (origins[first], origins[last - 1] + 1) if origins else (first, last)
+            yield (origins[first], origins[last - 1] + 1, word.text) if origins else (first, last, word.text)
 
 
 def _folded_with_origins(text: str) -> tuple[str, list[int] | None]:

@@ -205,6 +205,16 @@ def test_a_snippet_of_a_long_text(indexer: Indexer, home: Path) -> None:
     assert len(shown) < query.SNIPPET_LENGTH + 30
 
 
+def test_a_snippet_shows_the_place_with_most_of_the_words(indexer: Indexer, home: Path) -> None:
+    keep(home, "red " + "word " * 500 + "blue, red, green. " + "word " * 500 + "green")
+    assert "**blue**, **red**, **green**." in found(indexer, "red green blue")[0]
+
+
+def test_a_snippet_of_a_long_word(indexer: Indexer, home: Path) -> None:
+    keep(home, "a" * 50_000)
+    assert found(indexer, "a" * 40_000) == ["**" + "a" * query.SNIPPET_LENGTH + "**…"]
+
+
 # --- The same as a scan ------------------------------------------------------------------------------
 
 TEXT = st.text(st.sampled_from("abe c-'\"*(é\u0301天气地カで한국ß\0_A\nﬁ🎉"), max_size=12)
