@@ -9,7 +9,9 @@
   const field = byId("search"), list = byId("list"), status = byId("status"), end = byId("end");
   let words = [], found = rows, shown = 0;
 
-  const haystack = (row) => (row.folded ??= fold(row.slice(0, 6).join("\n")));
+  // What is searched: title, model, time, first words. An id only by its beginning: any number is in some of them.
+  const haystack = (row) => (row.folded ??= fold([row[1], row[2], row[3], row[5]].join("\n")));
+  const has = (row, word) => haystack(row).includes(word) || (word.length > 7 && row[0].startsWith(word));
 
   function add(parent, name, className, text) {
     const made = parent.appendChild(document.createElement(name));
@@ -78,7 +80,7 @@
 
   function search() {
     words = fold(field.value).split(/\s+/).filter(Boolean);
-    found = rows.filter((row) => words.every((word) => haystack(row).includes(word)));
+    found = rows.filter((row) => words.every((word) => has(row, word)));
     show();
   }
 

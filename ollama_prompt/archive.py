@@ -19,6 +19,7 @@ what made them. Another release makes all pages again.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from contextlib import suppress
@@ -89,62 +90,69 @@ def _is_foreign(path: str) -> ExportFailed:
 
 
 class _Archive:
-    """One export of a store into a folder."""
+    """One export of a store into a folder. `notes` has the line of archive.jsonl of each page, by session."""
 
     def __init__(self, indexer: Indexer, folder: str) -> None:
         self._indexer = indexer
         self._folder = folder
+        self._list = os.path.join(folder, _LIST)
         self._notes = os.path.join(folder, _NOTES)
         self._pages = os.path.join(folder, _PAGES)
-        self._head = json.dumps({"archive": "ollama-prompt", "made_by": page.fingerprint()}) + "\n"
         self._failed: list[OllamaPromptError] = []
 
     def update(self, progress: Progress) -> dict[str, Any]:
         """Do what is to be done; see `export`."""
-        known, sizes = self._known(), self._sizes()
+        notes, was_finished = self._known()
+        known, sizes = len(notes), self._sizes()
         lines = self._indexer.sessions()
-        notes: list[str] = []
-        rows: list[str] = []
+        exported = self._make_pages(lines, notes, sizes, progress)
+        removed = self._remove_gone(sizes)
+        listed = [line for line in lines if json.loads(line)["session_id"] in notes]
+        if exported or removed or known != len(listed) or not was_finished or not os.path.exists(self._list):
+            write(self._list, page.index(_row(json.loads(line), notes) for line in listed))
+            ids = (json.loads(line)["session_id"] for line in listed)
+            write(self._notes, itertools.chain([_head(len(listed))], map(notes.__getitem__, ids)))
+        if self._failed:
+            raise self._failed[0]
+        return {"exported": exported, "unchanged": len(listed) - exported, "removed": removed, "path": self._folder}
+
+    def _make_pages(self, lines: list[bytes], notes: dict[str, str], sizes: dict[str, int], progress: Progress) -> int:
+        """Make the pages that are not as their sessions are; how many. What is noted of each goes into `notes`."""
         exported = 0
         with open(self._notes, "a", encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(lines):
                 progress(number, len(lines))
                 item = json.loads(line)
-                note = known.get(item["session_id"])
-                if note is None or not self._is_current(item, note, sizes):
-                    note = self._made(item)
-                    if note is None:
-                        continue
+                session_id = item["session_id"]
+                if session_id in notes and self._is_current(item, json.loads(notes[session_id]), sizes):
+                    continue
+                notes.pop(session_id, None)
+                if made := self._made(item):
                     exported += 1
-                    file.write(_line(note))
+                    notes[session_id] = made
+                    file.write(made)
                     file.flush()
-                notes.append(_line(note))
-                rows.append(_row(item, note))
         progress(len(lines), len(lines))
-        removed = self._remove_gone(sizes)
-        self._write_changed(_LIST, "".join(page.index(rows)))
-        self._write_changed(_NOTES, "".join([self._head, *notes]))
-        if self._failed:
-            raise self._failed[0]
-        return {"exported": exported, "unchanged": len(notes) - exported, "removed": removed, "path": self._folder}
+        return exported
 
     # --- What is there -------------------------------------------------------------------------
 
-    def _known(self) -> dict[str, Item]:
-        """What is noted of each page. Notes of another release are dropped: they tell nothing of these pages."""
-        path = os.path.join(self._folder, _LIST)
-        if os.path.lexists(path) and not _begins(path, page.MARK):
-            raise _is_foreign(path)
-        known: dict[str, Item] = {}
-        with suppress(FileNotFoundError), open(self._notes, encoding="utf-8", errors="replace", newline="\n") as file:
-            if file.readline() == self._head:
-                for line in file:
-                    with suppress(ValueError, KeyError, TypeError):  # cut off where an export was killed
-                        note = json.loads(line)
-                        known[note["session_id"]] = note
-                return known
-        write(self._notes, [self._head])
-        return known
+    def _known(self) -> tuple[dict[str, str], bool]:
+        """What is noted of each page, and whether the last export came to its end.
+
+        Notes of another release are dropped: they tell nothing of these pages.
+        """
+        if os.path.lexists(self._list) and not _begins(self._list, page.MARK):
+            raise _is_foreign(self._list)
+        if os.path.exists(self._notes):
+            with open(self._notes, encoding="utf-8", errors="replace", newline="\n") as file:
+                head = _parsed(file.readline())
+                if head.get("made_by") == page.fingerprint():
+                    lines = [(_parsed(line).get("session_id"), line) for line in file]
+                    known = {session_id: line for session_id, line in lines if isinstance(session_id, str)}
+                    return known, len(lines) == len(known) == head.get("pages")
+        write(self._notes, [_head(0)])
+        return {}, False
 
     def _sizes(self) -> dict[str, int]:
         """The pages that are there. What an export that was killed left unfinished is removed."""
@@ -166,7 +174,7 @@ class _Archive:
 
     # --- What is made --------------------------------------------------------------------------
 
-    def _made(self, item: Item) -> Item | None:
+    def _made(self, item: Item) -> str | None:
         """Make a session's page; what is noted of it. None if there is no such session any more, or it failed."""
         stamp = self._indexer.settled_stamp(item["path"])  # before it is read: a later change has another one
         pictures = Pictures(self._indexer)
@@ -181,8 +189,8 @@ class _Archive:
         except OllamaPromptError as error:
             self._failed.append(error)
             return None
-        noted = None if pictures.missing else stamp
-        return {"session_id": item["session_id"], "stamp": noted, "size": size, "words": transcript.first_words()}
+        note = {"session_id": item["session_id"], "stamp": None if pictures.missing else stamp, "size": size}
+        return json.dumps(note | {"words": transcript.first_words()}, ensure_ascii=False) + "\n"
 
     def _remove_gone(self, sizes: dict[str, int]) -> int:
         """Remove the pages of sessions that are gone; not of those whose file is there and cannot be read."""
@@ -193,12 +201,19 @@ class _Archive:
             os.unlink(path)
         return len(ours)
 
-    def _write_changed(self, name: str, text: str) -> None:
-        path = os.path.join(self._folder, name)
-        with suppress(FileNotFoundError), open(path, "rb") as file:
-            if file.read() == text.encode():
-                return
-        write(path, [text])
+
+def _head(pages: int) -> str:
+    """The first line of archive.jsonl: how many lines follow tells whether an export came to its end."""
+    return json.dumps({"archive": "ollama-prompt", "made_by": page.fingerprint(), "pages": pages}) + "\n"
+
+
+def _parsed(line: str) -> Item:
+    """A line of archive.jsonl; nothing for one that was cut off where an export was killed."""
+    with suppress(ValueError):
+        found = json.loads(line)
+        if isinstance(found, dict) and line.endswith("\n"):
+            return found
+    return {}
 
 
 def _id_of(name: str) -> str:
@@ -207,12 +222,9 @@ def _id_of(name: str) -> str:
     return stem if stem != name and clock.parse_id(stem) == stem else ""
 
 
-def _line(note: Item) -> str:
-    return json.dumps(note, ensure_ascii=False) + "\n"
-
-
-def _row(item: Item, note: Item) -> str:
+def _row(item: Item, notes: dict[str, str]) -> str:
     """A session in the list."""
+    words = json.loads(notes[item["session_id"]])["words"]
     title, model = (in_a_line(item[key] or "") for key in ("title", "model_name"))
     values = [item["session_id"], title or "Conversation", model, item["last_used"] or item["created_at"] or ""]
-    return json.dumps([*values, item["message_count"], note["words"]], ensure_ascii=False, separators=(",", ":"))
+    return json.dumps([*values, item["message_count"], words], ensure_ascii=False, separators=(",", ":"))

@@ -139,7 +139,7 @@ class _Renderer(RendererHTML):
 
 @cache
 def _parser() -> MarkdownIt:
-    parser = _Parser("commonmark", {"html": False, "breaks": True}, renderer_cls=_Renderer)
+    parser = _Parser("commonmark", {"html": False, "breaks": True, "xhtmlOut": False}, renderer_cls=_Renderer)
     return parser.enable(["table", "strikethrough"])
 
 
@@ -216,12 +216,11 @@ def _lexer(name: str) -> Lexer | None:
 
 _ATX = re.compile(r"((?:[ \t>]|[-*+]|\d{1,9}[.)])*?)(#{1,6})(?=[ \t]|$)")
 """A heading, and what lists and quotations have put before it."""
-_INLINE = re.compile(
-    r"\\[!-/:-@\[-`{-~]"  # escaped already
-    r"|(?P<ticks>`+)"
-    r"|<[A-Za-z][A-Za-z0-9+.-]{1,31}:[^\s<>\x00-\x1f]*>|<[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+>"  # addresses
-    r"|(?P<html><)(?=[A-Za-z/!?])"
-)
+_LINK = r"<[A-Za-z][A-Za-z0-9+.-]{1,31}:[^\s<>\x00-\x1f]*>|<[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+>"
+_INLINE = re.compile(rf"\\[!-/:-@\[-`{{-~]|(?P<ticks>`+)|{_LINK}|(?P<html><)(?=[A-Za-z/!?])")
+"""What is escaped already, code, an address, and what could begin HTML."""
+_HTML_LINE = re.compile(rf"^((?:[ \t>]|[-*+]|\d{{1,9}}[.)])*)(?!{_LINK})(?=<[A-Za-z/!?])", re.MULTILINE)
+"""A line that could begin HTML even where it stands in code that began on a line above: blocks come first."""
 _CELL = re.compile(r"(?<!\\)(\|)")
 
 
@@ -273,7 +272,7 @@ def _without_html(text: str) -> str:
             end = closing[at] + len(found["ticks"]) if at < len(closing) else end
         pieces += [text[done : found.start()], r"\<" if found["html"] else text[found.start() : end]]
         done = end
-    return "".join([*pieces, text[done:]])
+    return _HTML_LINE.sub(r"\1\\", "".join([*pieces, text[done:]]))
 
 
 def _fences(text: str) -> list[Token]:

@@ -32,6 +32,8 @@ _SYSTEM = {"system", "developer"}
 _NEWLINE = re.compile(r"\r\n?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MARKS = re.compile(r"[\\`*_\[\]<>&#~|$!]")
+_EMPHASIS = re.compile(r"\*\*|`+|^#+ ", re.MULTILINE)
+"""What a reader of Markdown does not look for in a line of a list."""
 _REMARKS = {"interrupted": "interrupted", "error": "broken off", "length": "cut at its longest length"}
 """What a reader should know of how an answer ended."""
 _WIDTH = 72
@@ -104,7 +106,7 @@ class Transcript:
 
     def _beginning_of(self, role: str) -> str:
         first = next((said for said in self.said if said.role == role), None)
-        return in_a_line((first.typed or first.content)[: 2 * FIRST_WORDS]) if first else ""
+        return in_a_line(_EMPHASIS.sub("", (first.typed or first.content)[: 2 * FIRST_WORDS])) if first else ""
 
 
 def _text_of(record: Record, key: str) -> str:
