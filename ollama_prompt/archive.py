@@ -70,8 +70,11 @@ def _claim(folder: str) -> None:
     if others:
         hint = "name an empty folder, or one that is not there yet"
         raise ExportFailed(f"{folder} is no archive, and not empty", hint=hint)
-    if not is_new and not _begins(os.path.join(folder, _NOTES), _KIND):
-        raise _is_foreign(os.path.join(folder, _NOTES))
+    notes = os.path.join(folder, _NOTES)
+    if is_new:
+        write(notes, [_head(0)])  # first of all: a folder with anything else in it would not be ours
+    elif not _begins(notes, _KIND):
+        raise _is_foreign(notes)
     os.makedirs(os.path.join(folder, _PAGES), exist_ok=True)
 
 
@@ -144,13 +147,12 @@ class _Archive:
         """
         if os.path.lexists(self._list) and not _begins(self._list, page.MARK):
             raise _is_foreign(self._list)
-        if os.path.exists(self._notes):
-            with open(self._notes, encoding="utf-8", errors="replace", newline="\n") as file:
-                head = _parsed(file.readline())
-                if head.get("made_by") == page.fingerprint():
-                    lines = [(_parsed(line).get("session_id"), line) for line in file]
-                    known = {session_id: line for session_id, line in lines if isinstance(session_id, str)}
-                    return known, len(lines) == len(known) == head.get("pages")
+        with open(self._notes, encoding="utf-8", errors="replace", newline="\n") as file:
+            head = _parsed(file.readline())
+            if head.get("made_by") == page.fingerprint():
+                lines = [(_parsed(line).get("session_id"), line) for line in file]
+                known = {session_id: line for session_id, line in lines if isinstance(session_id, str)}
+                return known, len(lines) == len(known) == head.get("pages")
         write(self._notes, [_head(0)])
         return {}, False
 
