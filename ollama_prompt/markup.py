@@ -100,8 +100,11 @@ class _Renderer(RendererHTML):
         return _code(tokens[idx].content, "")
 
     def paragraph_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+        """Each piece runs in the direction of its own script."""
         tokens[idx].attrSet("dir", "auto")
         return self.renderToken(tokens, idx, options, env)
+
+    bullet_list_open = ordered_list_open = blockquote_open = paragraph_open
 
     def link_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
         self._links += 1
