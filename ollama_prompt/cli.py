@@ -212,6 +212,23 @@ def _import(indexer: Indexer, flags: Namespace) -> int:
     return _print(data, flags, lambda data: f"imported: {data['imported']}, nothing new in: {data['skipped']}\n")
 
 
+def _export(indexer: Indexer, flags: Namespace) -> int:
+    from ollama_prompt import commands
+
+    form = getattr(flags, "as") or "markdown"
+    if flags.all:
+        try:
+            data = commands.export_all(indexer, flags.to, flags.lock_timeout, console.show_progress)
+        finally:
+            console.end_progress()
+        numbers = ", ".join(f"{name}: {data[name]}" for name in ("exported", "unchanged", "removed"))
+        return _print(data, flags, lambda _: f"{numbers}\n")
+    if flags.to in {None, "-"}:
+        console.write(commands.export(indexer, flags.export, form))
+        return 0
+    return _print(commands.export_to(indexer, flags.export, form, flags.to), flags, lambda data: f"{data['path']}\n")
+
+
 def _check(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands, render
 
@@ -248,6 +265,7 @@ _ACTIONS = {
     "fork": _fork,
     "undo": _undo,
     "import": _import,
+    "export": _export,
     "check": _check,
     "reindex": _reindex,
     "git_setup": _git_setup,

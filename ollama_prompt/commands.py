@@ -200,6 +200,33 @@ def _places_of_1x(indexer: Indexer, environ: Mapping[str, str]) -> list[str]:
     return found
 
 
+def export(indexer: Indexer, session_id: str, form: str) -> str:
+    """A session as a document: markdown, text, json or html."""
+    from ollama_prompt import exporting
+
+    return exporting.document(indexer, session_id, form)
+
+
+def export_to(indexer: Indexer, session_id: str, form: str, path: str) -> dict[str, Any]:
+    """Write a session as a document to a file, whole or not at all."""
+    import os
+
+    from ollama_prompt import exporting
+
+    exporting.write(path, [exporting.document(indexer, session_id, form)], durable=True)
+    return {"session_id": session_id, "path": os.path.abspath(path)}
+
+
+def export_all(
+    indexer: Indexer, folder: str, lock_timeout: float, progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Bring a folder of web pages up to date."""
+    from ollama_prompt import archive
+
+    with indexer.exporting(lock_timeout):
+        return archive.export(indexer, folder, progress)
+
+
 def check(indexer: Indexer, repair: bool = False, secrets: bool = False) -> dict[str, Any]:
     """Read every file whole and say what is damaged; with `repair` what was mended, with `secrets` what leaks."""
     more: dict[str, Any] = {}

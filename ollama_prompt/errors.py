@@ -10,6 +10,7 @@
     │   └── NothingToUndo        nothing_to_undo
     ├── ReferenceFailed          reference_failed
     ├── ImportFailed             import_failed
+    ├── ExportFailed             export_failed
     ├── GitFailed                git_failed
     ├── ModelError
     │   ├── OllamaUnreachable    ollama_unreachable
@@ -103,6 +104,12 @@ class ImportFailed(OllamaPromptError):
     """What is to be imported cannot be read, or is nothing that we know."""
 
     code = "import_failed"
+
+
+class ExportFailed(OllamaPromptError):
+    """What is exported cannot be written where it should be, or something else lies there."""
+
+    code = "export_failed"
 
 
 class GitFailed(OllamaPromptError):

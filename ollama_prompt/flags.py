@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 ACTIONS = (
-    "list_sessions", "session_info", "search", "purge", "delete", "fork", "undo", "retry", "import", "check", "reindex",
-    "git_setup", "sync", "completion",
+    "list_sessions", "session_info", "search", "purge", "delete", "fork", "undo", "retry", "import", "export", "check",
+    "reindex", "git_setup", "sync", "completion",
 )  # fmt: skip
 """Flags that are an action of their own; without one the prompt is asked."""
 PROMPTING = ("prompt", "prompt_file", "stdin", "session_id", "continue", "no_session", "image")
@@ -27,13 +27,13 @@ ASKING_ONLY = (*PROMPTING, "title", "system", "system_file", "think", "no_think"
 """Flags that make no sense beside an action that asks nothing. Others, such as --model in an alias, do no harm."""
 COMPANIONS = {
     "dry_run": ("purge",), "limit": ("list_sessions", "search"), "in": ("search",), "since": ("search",),
-    "sort": ("search",), "at": ("fork",), "repair": ("check",), "secrets": ("check",),
-    "remote": ("git_setup",),
+    "sort": ("search",), "at": ("fork",), "repair": ("check",), "secrets": ("check",), "remote": ("git_setup",),
+    "as": ("export",), "to": ("export",), "all": ("export",),
 }  # fmt: skip
 """Flags that go with certain actions only."""
 _NAMING_SESSION = ("session-id", "session-info", "in", "delete", "fork", "undo", "retry")
 _NO_ID = tuple(f"--{flag}: expected one argument" for flag in _NAMING_SESSION)
-_NO_CHOICE = tuple(f"--{flag}: expected one argument" for flag in ("completion", "output", "sort"))
+_NO_CHOICE = tuple(f"--{flag}: expected one argument" for flag in ("completion", "output", "sort", "as"))
 CONTRADICTIONS = (
     ("session_id", "continue"), ("session_id", "no_session"), ("continue", "no_session"), ("prompt", "prompt_file"),
     ("system", "system_file"), ("think", "no_think"),
@@ -202,6 +202,7 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
         "--import", metavar="PATH", nargs="?", const=True, type=_checked(config.some_text),
         help="bring conversations along from ollama-prompt 1.x, from llm, or from a JSON list of messages",
     )  # fmt: skip
+    _add_export(group)
     add("--check", action="store_true", help="read every file whole and report damage")
     add("--repair", action="store_true", help="with --check: mend what can be mended, and keep what is replaced")
     add("--secrets", action="store_true", help="with --check: also report what looks like keys and passwords")
@@ -213,6 +214,20 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
         "--completion", type=str.lower, choices=("bash", "zsh", "fish", "powershell"),
         help="print a script that completes flags and sessions in this shell",
     )  # fmt: skip
+
+
+def _add_export(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--export", metavar="UUID", nargs="?", const=True, type=_checked(config.session_id),
+        help="one session as a document, on stdout or --to a file",
+    )  # fmt: skip
+    add(
+        "--as", choices=("markdown", "text", "json", "html"),
+        help="with --export: markdown (the default), text, json (messages as Ollama takes them) or html",
+    )  # fmt: skip
+    add("--to", metavar="FILE", type=_checked(config.some_text), help="with --export: write to this file; - is stdout")
+    add("--all", action="store_true", help="with --export --to DIR: a folder of web pages with all sessions")
 
 
 def _add_general(group: argparse._ArgumentGroup) -> None:
@@ -238,10 +253,26 @@ def _action(flags: argparse.Namespace) -> str | None:
     for companion, actions in COMPANIONS.items():
         if _is_given(flags, companion) and action not in actions:
             raise UsageError(f"{_flag(companion)} goes with {_flag(actions[0])}")
+    if action == "export":
+        _check_export(flags)
     for one, other in CONTRADICTIONS:
         if _is_given(flags, one) and _is_given(flags, other):
             raise UsageError(f"{_flag(one)} and {_flag(other)} contradict each other")
     return action
+
+
+def _check_export(flags: argparse.Namespace) -> None:
+    """Raises `UsageError` unless the flags name one session, or all and a folder."""
+    of_all = "all sessions become a folder of web pages: ollama-prompt --export --all --to DIR"
+    form = getattr(flags, "as")
+    if not flags.all and flags.export is True:
+        raise UsageError("--export says which session: its UUID, or --all", hint="--list-sessions shows the ids")
+    if flags.all and flags.export is not True:
+        raise UsageError("--export UUID and --all contradict each other", hint=of_all)
+    if flags.all and form not in {None, "html"}:
+        raise UsageError(f"--all and --as {form} contradict each other", hint=of_all)
+    if flags.all and flags.to in {None, "-"}:
+        raise UsageError("--all needs a folder: --to DIR", hint=of_all)
 
 
 def _unwanted(action: str | None) -> tuple[str, ...]:

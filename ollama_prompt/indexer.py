@@ -47,6 +47,7 @@ _SHARED = {
     "index": ("the index", "--lock-timeout waits longer"),
     "search": ("the index of --search", "search again when it is made"),
     "attachments": ("the folder of pictures", "ask again: nothing was sent or stored"),
+    "export": ("the export of an archive", "--lock-timeout waits longer"),
 }
 """Locks of the store as a whole, and what to do where one cannot be had; every other one is a session's."""
 
@@ -130,7 +131,7 @@ class Indexer:
             _check_version(reading, session_id)
             with self.new() as held:
                 held.copy(*records.fork(found, session_id, held.session_id, message_id))
-        self._tell_damage(reading)
+        self.tell_damage(reading)
         return held.session_id
 
     def undo(self, session_id: str, lock_timeout: float) -> list[str]:
@@ -220,6 +221,22 @@ class Indexer:
         except OSError as error:
             raise cannot_write(error) from error
 
+    # --- For an archive ------------------------------------------------------------------------
+
+    def exporting(self, lock_timeout: float) -> AbstractContextManager[None]:
+        """Nobody else exports an archive meanwhile. Raises `SessionBusy`. A store that is not there is not made."""
+        if not os.path.isdir(self.layout.home):
+            return nullcontext()
+        return self.lock("export", lock_timeout, self.note_waiting)
+
+    def settled_stamp(self, path: str) -> list[int] | None:
+        """A file's stamp; None where it may change again within this tick of the clock, and keep it."""
+        from ollama_prompt.index import is_young, read_time_ns
+
+        read_at = read_time_ns()
+        stamp = _stamp_at(path)
+        return None if stamp is None or is_young(stamp, read_at) else list(stamp)
+
     # --- Many sessions -------------------------------------------------------------------------
 
     def sessions(self) -> list[bytes]:
@@ -300,7 +317,7 @@ class Indexer:
             self.discard_lock(session_id)  # deleted while we waited: its lock was made anew by waiting
             raise
         _check_version(reading, session_id)
-        self._tell_damage(reading)
+        self.tell_damage(reading)
         held = self.held(session_id, path, reading, indexed)
         try:
             yield held
@@ -370,7 +387,7 @@ class Indexer:
             if named is not None:
                 attachments.discard(names - named)
 
-    def _tell_damage(self, reading: Reading) -> None:
+    def tell_damage(self, reading: Reading) -> None:
         if reading.summary.damage_count:
             self.note(f"damaged lines left out: {reading.summary.damage_count}; --check tells which")
 

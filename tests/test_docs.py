@@ -151,6 +151,9 @@ BAD_INPUT: dict[str, list[str]] = {
     "--undo": ["--undo", NO_SESSION],
     "--retry": ["--retry", NO_SESSION],
     "--import": ["--import", ""],
+    "--export": ["--export", NO_SESSION],
+    "--as": ["--export", new_id(), "--as", "pdf"],
+    "--to": ["--list-sessions", "--to", "x"],
     "--remote": ["--git-setup", "--remote", " "],
     "--completion": ["--completion", "tcsh"],
     "--output": ["-p", "x", "--output", "xml"],
@@ -667,6 +670,21 @@ def test_the_recipes_for_importing_run(
     ]
     origins = [json.loads(line) for line in printed.splitlines() if line.startswith('{"format"')]
     assert {origin["format"] for origin in origins} == {"ollama-prompt 1.x", "llm", "json"}
+
+
+@needs_tools
+def test_the_recipes_for_exporting_run(shell: dict[str, str], tmp_path: Path, ollama: StandIn) -> None:
+    printed = follow("docs/exporting.md", shell, tmp_path)
+    made = {path.name for path in (tmp_path / "work").iterdir()}
+    assert made == {"rivers.md", "rivers.html", "rivers.json", "archive"}
+    assert text_of(tmp_path / "work" / "rivers.md").startswith("# Rivers\n")
+    done = [json.loads(found) for found in re.findall(r'^\{\n  "exported".*?^\}', printed, re.MULTILINE | re.DOTALL)]
+    table = {row[0]: named(row[1]) for row in rows_below("docs/cli.md", "## Output")}
+    assert [list(one) for one in done] == [table["`--export --all`"]] * 2
+    assert done[0]["exported"] == 2
+    assert done[1]["exported"] + done[1]["unchanged"] == 2
+    forms = [named(row[0])[0] for row in rows_below("docs/exporting.md", "## The forms")]
+    assert forms == list(declared()["--as"].choices or ())
 
 
 FLAGS_OF_1X = (

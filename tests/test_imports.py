@@ -26,7 +26,11 @@ LAYERS = (
     "cli",
     "completion",
     "flags commands",
-    "sync",
+    "sync archive",
+    "exporting",
+    "page",
+    "transcript",
+    "markup",
     "config console",
     "turn",
     "plan interrupts",
@@ -78,6 +82,10 @@ UNDER_COVER = {
     "repair": {"checkup"},
     "sync": {"commands"},
     "git": {"sync"},
+    "archive": {"commands"},
+    "exporting": {"commands", "archive"},
+    "page": {"exporting", "archive"},
+    "markup": {"transcript", "page"},
     "checkouts": {"indexer", "held_session"},
     "credentials": {"checkup"},
     "catalogue": {"indexer", "importing", "checkup", "search", "search_index"},
@@ -98,6 +106,7 @@ UNDER_COVER = {
         "documents",
         "drafts",
         "foreign_values",
+        "transcript",
     },
     "attachments": {"indexer"},
     "foreign": {"indexer", "importing", "commands"},
@@ -111,7 +120,7 @@ UNDER_COVER = {
     "directories": {"references"},
     "gitignore": {"references"},
     "structured": {"config", "turn"},
-    "images": {"config", "drafts", "foreign_json"},
+    "images": {"config", "drafts", "foreign_json", "page"},
     "completion": {"cli"},
     "indexer": {"commands"},
     "ollama": {"commands"},
@@ -139,6 +148,8 @@ OWNERS = {
     "httpcore": set(),
     "orjson": {"records", "ollama"},
     "xllamacpp": {"embedded"},
+    "markdown_it": {"markup"},
+    "pygments": {"markup"},
     "subprocess": {"ollama", "git"},
     "socket": {"ollama", "loopback"},
     "signal": {"interrupts"},
@@ -156,7 +167,7 @@ OWNERS = {
 HEAVY = (
     "sqlite3", "jsonschema", "pathspec", "hashlib", "httpx", "httpcore", "filelock", "orjson", "json", "xllamacpp",
     "typing", "dataclasses", "pathlib", "uuid", "datetime", "inspect", "logging", "socket", "subprocess", "asyncio",
-    "shutil", "tempfile", "urllib.request",
+    "shutil", "tempfile", "urllib.request", "markdown_it", "pygments",
 )  # fmt: skip
 
 
@@ -224,7 +235,7 @@ def test_heavy_libraries_have_one_owner() -> None:
 
 def test_only_what_is_declared_is_imported() -> None:
     third_party = {library for module in MODULES for library in libraries(module)} - set(sys.stdlib_module_names)
-    declared = {"filelock", "httpx", "jsonschema", "orjson", "pathspec"}
+    declared = {"filelock", "httpx", "jsonschema", "markdown_it", "orjson", "pathspec", "pygments"}
     assert third_party == declared | {"referencing", "xllamacpp"}, "referencing comes with jsonschema"
 
 
@@ -272,6 +283,15 @@ def test_listing_with_a_good_index(environment: dict[str, str], run: Run) -> Non
     assert "sqlite3" in modules
     none_of(modules, "sqlite3", "datetime")  # sqlite3 imports datetime; lines of JSON are in the index
     assert not modules & {"ollama_prompt.records", "ollama_prompt.session_file", "ollama_prompt.locks"}
+
+
+def test_an_export_imports_what_its_form_needs(environment: dict[str, str], run: Run) -> None:
+    session_id = run("-p", "Hi").json["session_id"]
+    for form in ("json", "text"):
+        modules = loaded(environment, "--export", session_id, "--as", form)
+        assert "ollama_prompt.transcript" in modules
+        assert not modules & {"markdown_it", "pygments", "httpx", "ollama_prompt.page", "ollama_prompt.markup"}
+    assert {"markdown_it", "pygments"} <= loaded(environment, "--export", session_id, "--as", "html")
 
 
 def test_a_turn_without_a_session_needs_neither_locks_nor_index(environment: dict[str, str], ollama: StandIn) -> None:

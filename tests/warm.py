@@ -33,7 +33,7 @@ COUNTED = (
 )  # fmt: skip
 IMPORTED = (
     *(f"ollama_prompt.{name}" for name in ("cli", "commands", "held_session", "locks", "render", "turn")),
-    *(f"ollama_prompt.{name}" for name in ("attachments", "images", "foreign", "foreign_1x", "repair")),
+    *(f"ollama_prompt.{name}" for name in ("attachments", "images", "foreign", "foreign_1x", "repair", "archive")),
     "base64", "tempfile",
 )  # fmt: skip
 AUDITED = ("open", "os.listdir", "os.scandir", "fcntl.flock", "os.chmod", "sqlite3.connect")

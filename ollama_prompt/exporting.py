@@ -1,0 +1,120 @@
+"""A conversation as a document, and files that are written whole or not at all.
+
+A file is written under another name beside its own, and gets that when it is whole: who reads it sees the old one or
+the new one. What is exported can be made again at any time, so an archive's pages are not waited for until the disk
+has them; a single file is.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+
+from ollama_prompt.errors import ExportFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ollama_prompt.indexer import Indexer
+    from ollama_prompt.transcript import Transcript
+
+FORMS = ("markdown", "text", "json", "html")
+
+
+def document(indexer: Indexer, session_id: str, form: str) -> str:
+    """A session in one of `FORMS`. Notes what it lacks. Raises `SessionNotFound`, `StoreUnreadable`."""
+    pictures = Pictures(indexer)
+    transcript = transcript_of(indexer, session_id, tell_damage=True)
+    if form == "html":
+        from ollama_prompt import page
+
+        made = page.conversation(transcript, pictures.read)
+    else:
+        from ollama_prompt import transcript as forms
+
+        if form == "json":
+            made = forms.as_json(transcript, pictures.read)
+        else:
+            made = forms.as_text(transcript) if form == "text" else forms.as_markdown(transcript)
+    if pictures.missing:
+        indexer.note(f"pictures that are missing or damaged: {pictures.missing}; --check tells which")
+    return made
+
+
+def transcript_of(indexer: Indexer, session_id: str, tell_damage: bool = False) -> Transcript:
+    """What is exported of a session. Raises `SessionNotFound`, `StoreUnreadable`."""
+    from ollama_prompt.transcript import Transcript
+
+    listed, found, reading = indexer.info(session_id)
+    if tell_damage:
+        indexer.tell_damage(reading)
+    return Transcript(listed, reading.summary.settings, found, reading.summary.undone)
+
+
+class Pictures:
+    """The pictures of a store, and how many were asked for that are not there."""
+
+    def __init__(self, indexer: Indexer) -> None:
+        self._attachments = indexer.attachments()
+        self.missing = 0
+
+    def read(self, name: str) -> bytes | None:
+        """The picture with this SHA-256."""
+        data = self._attachments.read(name)
+        self.missing += data is None
+        return data
+
+
+# --- Files -----------------------------------------------------------------------------------------
+
+
+def write(path: str, pieces: Iterable[str], durable: bool = False) -> int:
+    """Write a text file, whole or not at all, in place of one that may be there; its size. Raises `ExportFailed`."""
+    path = os.path.realpath(path)  # a link stays one
+    try:
+        status = os.stat(path) if os.path.lexists(path) else None
+        if status and not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            with open(path, "w", encoding="utf-8", newline="\n") as device:  # such as /dev/null, or a pipe
+                return sum(map(device.write, pieces))
+        return _replace(path, pieces, status, durable)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _replace(path: str, pieces: Iterable[str], status: os.stat_result | None, durable: bool) -> int:
+    if status and stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(0, "it is a folder", path)
+    if status and not os.access(path, os.W_OK):
+        raise PermissionError(0, "it is write-protected", path)
+    temporary = os.path.join(os.path.dirname(path), f".ollama-prompt.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(pieces)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if status:
+            os.chmod(temporary, stat.S_IMODE(status.st_mode))
+        size = os.path.getsize(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return size
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file has the name that one has until it is whole."""
+    return name.startswith(".ollama-prompt.") and name.endswith(".tmp")
+
+
+def cannot_write(path: str, error: OSError) -> ExportFailed:
+    """An error of the operating system as ours."""
+    from ollama_prompt.text import valid_text
+
+    folder = os.path.dirname(path) or "."
+    reason = (error.strerror or str(error)) if os.path.isdir(folder) else f"there is no folder {folder}"
+    return ExportFailed(f"cannot write {valid_text(path)}: {valid_text(reason)}", hint="name another place with --to")
