@@ -51,18 +51,34 @@ class Catalogue:
 
     def listing(self) -> list[bytes]:
         """Every session once, as its line of the listing in JSON, newest use first."""
-        return [entry[-1] for entry in self.entries()]
+        return [entry[-1] for entry in self._entries(self._folder)]
 
-    def entries(self) -> list[Entry]:
-        """Every session once, as `listing` has it, with its file's stamp."""
+    def stamps(self) -> list[Entry]:
+        """Every session once: its file and that one's stamp, in no order."""
+        return self._entries(None)
+
+    def _entries(self, folder: str | None) -> list[Entry]:
         try:
-            entries = self._refreshed()
+            entries = self._refreshed(folder)
             if len({entry[0][-_NAME_LENGTH:] for entry in entries}) == len(entries):
                 return entries
             rows = self.index.rows()
         except IndexUnusable as error:
             rows = self._in_memory(error)
-        return [row.entry(self._folder) for row in _one_each(rows)]
+        entries = [row.entry(folder or "") for row in _one_each(rows)]
+        return [(*entry[:-1], None) for entry in entries] if folder is None else entries
+
+    def titles(self, paths: Iterable[str]) -> dict[str, str | None]:
+        """The titles of the sessions in these files, as far as they can be read."""
+        import json
+
+        known: dict[str, Row] = {}
+        with suppress(IndexUnusable):
+            known = self.index.at(paths)
+        for path in set(paths) - known.keys():
+            with suppress(StoreUnreadable):
+                known[path] = Row.of(path, self.read_file(path), young=False)
+        return {path: json.loads(row.listed + '"}')["title"] for path, row in known.items()}
 
     def rows(self) -> list[tuple[Row, list[str]]]:
         """Every session, newest use first: the row of its file with the most records, and all its files."""
@@ -75,7 +91,7 @@ class Catalogue:
     def _rows(self) -> list[Row]:
         """The row of every file, in no order."""
         try:
-            self._refreshed()
+            self._refreshed(None)
             return self.index.rows()
         except IndexUnusable as error:
             return self._in_memory(error)
@@ -264,20 +280,20 @@ class Catalogue:
 
     # --- Refreshing ----------------------------------------------------------------------------
 
-    def _refreshed(self) -> list[Entry]:
-        """What the index has, once it agrees with the files. Raises `IndexUnusable` if it cannot be made to."""
+    def _refreshed(self, folder: str | None) -> list[Entry]:
+        """`Index.entries`, once they agree with the files. Raises `IndexUnusable` if they cannot be made to."""
         try:
-            entries = self.index.entries(self._folder)
+            entries = self.index.entries(folder)
         except IndexUnusable as error:
             # Without files there is nothing to make an index for: listing an empty store leaves no trace.
             if error.state != "corrupt" and (error.state != "missing" or not self.files()):
                 raise
             self._change_locked(self._rebuild)
-            return self.index.entries(self._folder)
+            return self.index.entries(folder)
         if not any(self.differences(entries)):
             return entries
         self._change_locked(self._refresh)
-        return self.index.entries(self._folder)
+        return self.index.entries(folder)
 
     def _change_locked(self, change: Callable[[], None]) -> None:
         try:
@@ -294,7 +310,7 @@ class Catalogue:
 
     def _refresh(self) -> None:
         """Tell the index what has changed; what another process read while we waited need not be read again."""
-        stale, gone = self.differences(self.index.entries(self._folder))
+        stale, gone = self.differences(self.index.entries(None))
         try:
             known = self.index.at([*stale, *gone])
             rows = self._read_files(stale, known)

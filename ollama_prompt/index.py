@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from ollama_prompt.session_file import Reading, Stamp
 
-    Entry = tuple[Any, ...]  # path, size (-1: read it again), mtime_ns, ctime_ns, inode, line of the listing
+    Entry = tuple[Any, ...]
+    """Path, size (-1: read it again), mtime_ns, ctime_ns, inode, line of the listing or None."""
 
 APPLICATION_ID = 0x6F6C7072  # "olpr"
 SCHEMA_VERSION = 2
@@ -70,6 +71,7 @@ SELECT path, CASE WHEN young THEN -1 ELSE size END, mtime_ns, ctime_ns, inode,
   CAST(listed || ? || path_json || '"}' AS BLOB)
 FROM files ORDER BY last_used DESC, last_id DESC
 """
+_STAMPS = "SELECT path, CASE WHEN young THEN -1 ELSE size END, mtime_ns, ctime_ns, inode, NULL FROM files"
 _ROWS = "SELECT files.*, saved FROM files JOIN readings USING (path)"
 
 
@@ -179,13 +181,15 @@ class Index:
             return "foreign"
         return "ok" if int.from_bytes(head[60:64], "big") == SCHEMA_VERSION else "old"
 
-    def entries(self, folder: str) -> list[Entry]:
-        """All rows as they are listed, newest use first.
+    def entries(self, folder: str | None) -> list[Entry]:
+        """All rows as they are listed, newest use first; with None the stamps only, in no order.
 
         `folder` goes before the paths. Plain tuples of few values: making them is most of what a long
         listing costs. Raises `IndexUnusable`.
         """
         with self._reading() as database:
+            if folder is None:
+                return database.execute(_STAMPS).fetchall()
             return database.execute(_ENTRIES, (path_json(folder),)).fetchall()
 
     def rows(self, wait: bool = True) -> list[Row]:

@@ -7,7 +7,6 @@ up in the text of those documents that may have it.
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from itertools import groupby
 
@@ -21,13 +20,14 @@ from ollama_prompt.search_index import SearchIndexUnusable, opened, update
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
+    from ollama_prompt.index import Entry
     from ollama_prompt.indexer import Indexer
     from ollama_prompt.query import Scope, Word
     from ollama_prompt.records import Record
-    from ollama_prompt.search_index import Files, Found
+    from ollama_prompt.search_index import Found
 
     Progress = Callable[[int, int], None]
 
@@ -48,34 +48,36 @@ def search(
         raise UsageError("there is nothing to search for", hint='ollama-prompt --search "some words"')
     if scope.session_id is not None:
         indexer.find(scope.session_id)
-    entries = indexer.catalogue.entries()
-    files: Files = {entry[0]: entry[1:5] for entry in entries}
-    found = _matching(indexer, words, scope, files, progress) if files else []
+    entries = indexer.catalogue.stamps()
+    found = _matching(indexer, words, scope, entries, progress) if entries else []
     found.sort(key=lambda each: (each[5] if best_first else 0, each[4], *each[1:4]), reverse=True)
-    lines = {entry[0]: entry[5] for entry in entries}
-    shown = [_match(indexer, each, words, lines[each[0]]) for each in found[:limit]]
-    return [match for match in shown if match], len(found)
+    shown = found[:limit]
+    titles = indexer.catalogue.titles({each[0] for each in shown})
+    matches = [_match(indexer, each, words, titles.get(each[0])) for each in shown]
+    return [match for match in matches if match], len(found)
 
 
-def _matching(indexer: Indexer, words: list[Word], scope: Scope, files: Files, progress: Progress) -> list[Found]:
+def _matching(
+    indexer: Indexer, words: list[Word], scope: Scope, entries: list[Entry], progress: Progress
+) -> list[Found]:
     """All that match, in no order."""
     try:
-        is_exact, found = _from_index(indexer, words, scope, files, progress)
+        is_exact, found = _from_index(indexer, words, scope, entries, progress)
     except (SearchIndexUnusable, OSError, StoreError):
-        return list(_scan(indexer, words, scope, files))
+        return list(_scan(indexer, words, scope, entries))
     return found if is_exact else list(_looked_up(indexer, words, found))
 
 
 def _from_index(
-    indexer: Indexer, words: list[Word], scope: Scope, files: Files, progress: Progress
+    indexer: Indexer, words: list[Word], scope: Scope, entries: list[Entry], progress: Progress
 ) -> tuple[bool, list[Found]]:
     """Whether what was found surely matches, and that. Raises `SearchIndexUnusable`, OSError, `StoreError`s."""
     path = indexer.layout.search
     with suppress(SearchIndexUnusable), opened(path) as index:
-        if index.is_current(files):
+        if index.is_current(entries):
             return index.find(words, scope)
     with indexer.lock("search", MAKING_SECONDS, indexer.note_waiting):
-        update(path, files, indexer.layout.sessions, progress)
+        update(path, {entry[0]: entry[1:5] for entry in entries}, indexer.layout.sessions, progress)
     with opened(path) as index:
         return index.find(words, scope)
 
@@ -92,9 +94,9 @@ def _looked_up(indexer: Indexer, words: list[Word], found: list[Found]) -> Itera
                         yield (*each[:5], rank)
 
 
-def _scan(indexer: Indexer, words: list[Word], scope: Scope, files: Iterable[str]) -> Iterator[Found]:
+def _scan(indexer: Indexer, words: list[Word], scope: Scope, entries: list[Entry]) -> Iterator[Found]:
     """The same as the index finds, from the files alone."""
-    for path in files:
+    for path, *_ in entries:
         session_id = id_of(path)
         if scope.session_id not in {None, session_id}:
             continue
@@ -108,7 +110,7 @@ def _scan(indexer: Indexer, words: list[Word], scope: Scope, files: Iterable[str
                     yield path, session_id, each.offset, each.field, each.at, rank
 
 
-def _match(indexer: Indexer, found: Found, words: list[Word], line: bytes) -> dict[str, Any] | None:
+def _match(indexer: Indexer, found: Found, words: list[Word], title: str | None) -> dict[str, Any] | None:
     """A match as it is printed; None if its file was changed since."""
     path, session_id, offset, field, at, _ = found
     try:
@@ -121,7 +123,7 @@ def _match(indexer: Indexer, found: Found, words: list[Word], line: bytes) -> di
     is_message = not field
     return {
         "session_id": session_id,
-        "title": json.loads(line)["title"],
+        "title": title,
         "message_id": record.get("id") if is_message else None,
         "role": record["role"] if is_message else "system" if field == "system" else None,
         "created_at": whole_seconds(at),

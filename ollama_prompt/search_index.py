@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
+    from ollama_prompt.index import Entry
     from ollama_prompt.query import Piece, Scope, Word
 
     Files = dict[str, tuple[int, int, int, int]]
@@ -64,6 +65,7 @@ INSERT INTO postings (postings, rank) VALUES ('hashsize', 33554432);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
+_STAMPS = "SELECT path, size, mtime_ns, ctime_ns, inode"
 _WORD = re.compile("[0-9a-z\x80-\U0010ffff]+")
 
 
@@ -124,17 +126,16 @@ class SearchIndex:
         self._words: set[str] = set()
         self._bytes = 0
 
-    def is_current(self, files: Files) -> bool:
-        """Whether it is of these files, as they are now."""
-        return self._stamps() == files
+    def is_current(self, entries: list[Entry]) -> bool:
+        """Whether it is of these files, as they are now (`Catalogue.stamps`)."""
+        return set(self._database.execute(f"{_STAMPS}, NULL FROM files")) == set(entries)
 
     def has(self, session_id: str) -> bool:
         """Whether it knows a session."""
         return self._one("SELECT 1 FROM files WHERE session_id = ?", session_id) is not None
 
     def _stamps(self) -> Files:
-        query = "SELECT path, size, mtime_ns, ctime_ns, inode FROM files"
-        return {path: (size, *rest) for path, size, *rest in self._database.execute(query)}
+        return {path: (size, *rest) for path, size, *rest in self._database.execute(f"{_STAMPS} FROM files")}
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
         found: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()

@@ -43,15 +43,13 @@ def found(indexer: Indexer, text: str, scope: Scope = ANYWHERE, best: bool = Fal
 
 def scanned(indexer: Indexer, text: str, scope: Scope = ANYWHERE) -> set[Any]:
     """What a scan finds."""
-    files = {entry[0]: entry[1:5] for entry in indexer.catalogue.entries()}
-    return set(search._scan(indexer, query.words_of(text), scope, files))
+    return set(search._scan(indexer, query.words_of(text), scope, indexer.catalogue.stamps()))
 
 
 def indexed(indexer: Indexer, text: str, scope: Scope = ANYWHERE) -> set[Any]:
     """What the index finds."""
-    files = {entry[0]: entry[1:5] for entry in indexer.catalogue.entries()}
-    words = query.words_of(text)
-    is_exact, candidates = search._from_index(indexer, words, scope, files, lambda *_: None)
+    words, entries = query.words_of(text), indexer.catalogue.stamps()
+    is_exact, candidates = search._from_index(indexer, words, scope, entries, lambda *_: None)
     return set(candidates if is_exact else search._looked_up(indexer, words, candidates))
 
 
@@ -327,9 +325,9 @@ class Searching(RuleBasedStateMachine):
 
     def current(self) -> bool:
         """Whether the index is of the files as they are now."""
-        files = {entry[0]: entry[1:5] for entry in self.indexer.catalogue.entries()}
+        entries = self.indexer.catalogue.stamps()
         with search_index.opened(str(self.home / "search.db")) as index:
-            return index.is_current(files)
+            return index.is_current(entries)
 
 
 def all_words(path: Path) -> set[str]:
