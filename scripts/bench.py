@@ -61,7 +61,7 @@ SEARCHES = {
     "--search, a rare word": "word150000",
     "--search, two words": "word700 word900",
     "--search, a part of words": "ord1234",
-    "--search, with punctuation": "word5000, word5",
+    "--search, with punctuation": "word5000,",
     "--search, in every message": "word0",
 }
 SEARCH_TARGET, INDEXING_TARGET = 6.0, 30.0
