@@ -68,17 +68,16 @@ class Catalogue:
         entries = [row.entry(folder or "") for row in _one_each(rows)]
         return [(*entry[:-1], None) for entry in entries] if folder is None else entries
 
-    def titles(self, paths: Iterable[str]) -> dict[str, str | None]:
-        """The titles of the sessions in these files, as far as they can be read."""
-        import json
-
+    def at(self, paths: Iterable[str]) -> dict[str, Row]:
+        """The rows of these files, as far as they can be read."""
+        paths = list(paths)
         known: dict[str, Row] = {}
         with suppress(IndexUnusable):
             known = self.index.at(paths)
         for path in set(paths) - known.keys():
             with suppress(StoreUnreadable):
                 known[path] = Row.of(path, self.read_file(path), young=False)
-        return {path: json.loads(row.listed + '"}')["title"] for path, row in known.items()}
+        return known
 
     def rows(self) -> list[tuple[Row, list[str]]]:
         """Every session, newest use first: the row of its file with the most records, and all its files."""

@@ -99,7 +99,7 @@ def _ask(flags: Namespace) -> int:
     _refuse_closed_stdout()
     from ollama_prompt import commands
 
-    sink = _SINKS[flags.output]()
+    sink = _sink(flags)
     indexer = commands.make_indexer(os.environ, sink.note) if request.keep else None
     try:
         turn = commands.ask(request, indexer, os.environ, sink, sink.note)
@@ -117,7 +117,22 @@ def _ask(flags: Namespace) -> int:
     return 0
 
 
-_SINKS = {"json": console.JsonSink, "text": console.TextSink, "ndjson": console.NdjsonSink}
+def _sink(flags: Namespace) -> console.JsonSink:
+    """Where the turn is shown."""
+    if flags.output == "json":
+        return console.JsonSink()
+    if flags.output == "ndjson":
+        return console.NdjsonSink()
+    if _is_rich(flags) and not os.environ.get("NO_COLOR"):
+        from ollama_prompt.terminal import MarkdownSink
+
+        return MarkdownSink()
+    return console.TextSink()
+
+
+def _is_rich(flags: Namespace) -> bool:
+    """Whether a person looks at it."""
+    return flags.output == "text" and not flags.plain and console.is_terminal(sys.stdout)
 
 
 def _check_host(request: config.Request) -> None:
@@ -146,6 +161,11 @@ def _refuse_terminal_as_prompt(flags: Namespace) -> None:
 def _list_sessions(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands, render
 
+    if _is_rich(flags):
+        from ollama_prompt.terminal import show_listing
+
+        show_listing(*commands.list_with_windows(indexer, flags.limit))
+        return 0
     lines, total = commands.list_sessions(indexer, flags.limit)
     if flags.output == "text":
         console.write(render.listing_as_text(lines))
@@ -165,13 +185,24 @@ def _search(indexer: Indexer, flags: Namespace) -> int:
         data = commands.search(indexer, flags.search, scope, flags.limit, flags.sort, console.show_progress)
     finally:
         console.end_progress()
+    if _is_rich(flags):
+        from ollama_prompt.terminal import show_matches
+
+        show_matches(data["matches"], data["total"])
+        return 0
     return _print(data, flags, render.matches_as_text)
 
 
 def _session_info(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands, render
 
-    return _print(commands.session_info(indexer, flags.session_info), flags, render.info_as_text)
+    data = commands.session_info(indexer, flags.session_info)
+    if _is_rich(flags):
+        from ollama_prompt.terminal import show_conversation
+
+        show_conversation(data, as_markdown=not os.environ.get("NO_COLOR"))
+        return 0
+    return _print(data, flags, render.info_as_text)
 
 
 def _purge(indexer: Indexer, flags: Namespace) -> int:

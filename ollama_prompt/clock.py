@@ -38,6 +38,17 @@ def whole_seconds(time: str | None) -> str | None:
     return time[:19] + "Z" if time else None
 
 
+def seconds_since(text: str | None) -> int | None:
+    """How long ago a time in our form was, at least 0; None if it is none."""
+    normal = normal_time(text)
+    if normal is None:
+        return None
+    from calendar import timegm
+
+    then = timegm(time.strptime(normal[:19], "%Y-%m-%dT%H:%M:%S"))
+    return max(int(time.time()) - then, 0)
+
+
 def days_ago(days: int) -> str:
     """The time that many days before now; the oldest time that can be written if there is none."""
     try:

@@ -64,6 +64,16 @@ def list_sessions(indexer: Indexer, limit: int | None) -> tuple[list[bytes], int
     return lines[:limit], len(lines)
 
 
+def list_with_windows(indexer: Indexer, limit: int | None) -> tuple[list[dict[str, Any]], int]:
+    """The listing as values, each with `max_context_tokens` too; and how many there are without `limit`."""
+    import json
+
+    lines, total = list_sessions(indexer, limit)
+    sessions = [json.loads(line) for line in lines]
+    limits = indexer.window_limits(session["path"] for session in sessions)
+    return [session | {"max_context_tokens": limits.get(session["path"])} for session in sessions], total
+
+
 DEFAULT_MATCHES = 20
 """How many matches are shown unless --limit says otherwise."""
 

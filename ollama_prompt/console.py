@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
+from _thread import allocate_lock, start_new_thread
 from contextlib import contextmanager, suppress
 
 from ollama_prompt.errors import OutputClosed, OutputFailed
@@ -17,7 +19,9 @@ from ollama_prompt.errors import OutputClosed, OutputFailed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
+    from typing import Any, TextIO
+
+    from ollama_prompt.terminal import ProgressBar
 
 
 PIECE = 1000
@@ -46,20 +50,20 @@ def _buffer_stdout() -> None:
 
 def write(text: str) -> None:
     """Write to stdout, now. Raises `OutputClosed` or `OutputFailed`."""
-    with _translated():
+    with translated():
         sys.stdout.write(text)
         sys.stdout.flush()
 
 
 def write_bytes(data: bytes) -> None:
     """Write UTF-8 to stdout, now. Raises `OutputClosed` or `OutputFailed`."""
-    with _translated():
+    with translated():
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     if sys.stdout is None:
         raise OutputFailed("stdout is closed")
     try:
@@ -84,7 +88,7 @@ def note(text: str) -> None:
     """A remark that changes nothing."""
     from ollama_prompt.render import visible
 
-    _Status.clear()
+    clear_status()
     write_error(f"note: {visible(text)}\n")
 
 
@@ -109,11 +113,13 @@ class JsonSink:
         """The model is about to be asked."""
         _Status.show(f"waiting for {model} …")
 
-    def thinking(self, text: str) -> None:
-        """Nothing is shown while it arrives."""
+    def thinking(self, text: str) -> None:  # noqa: ARG002  it is in the turn
+        """Only how many there are is shown while it arrives."""
+        _Status.count()
 
-    def token(self, text: str) -> None:
-        """Nothing is shown while it arrives."""
+    def token(self, text: str) -> None:  # noqa: ARG002  it is in the turn
+        """Only how many there are is shown while it arrives."""
+        _Status.count()
 
     def end(self, turn: dict[str, Any]) -> None:
         """Print the turn."""
@@ -124,7 +130,7 @@ class JsonSink:
 
     def close(self) -> None:
         """Leave the terminal as errors and the shell's next line need it."""
-        _Status.clear()
+        clear_status()
 
     def note(self, text: str) -> None:
         """A remark, on a line of its own also where an answer was printed before it."""
@@ -143,13 +149,13 @@ class TextSink(JsonSink):
             from ollama_prompt.render import visible
 
             text = visible(text)
-        _Status.clear()
+        clear_status()
         write(text)
         self._last = text[-1:] or self._last
 
     def end(self, turn: dict[str, Any]) -> None:  # noqa: ARG002  the text is there already
         """Print the newline at the end, also of an answer without text."""
-        _Status.clear()
+        clear_status()
         if self._last != "\n":
             self._last = "\n"
             write("\n")
@@ -159,7 +165,7 @@ class TextSink(JsonSink):
         with suppress(OutputClosed, OutputFailed):
             if self._last:
                 self.end({})
-        _Status.clear()
+        clear_status()
 
 
 class NdjsonSink(JsonSink):
@@ -192,33 +198,101 @@ class NdjsonSink(JsonSink):
         write(as_line({"event": event} | data | {"event": event}))  # a server may send such a key too
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether this is a terminal that can move its cursor."""
+    if stream is None or not stream.isatty():
+        return False
+    return sys.platform == "win32" or os.environ.get("TERM", "dumb") != "dumb"
+
+
 def show_progress(done: int, total: int) -> None:
-    """Say on a terminal how far something long has come."""
-    if done == total or done % 10 == 0:
-        _Status.show(f"{done} of {total} …")
+    """Say on a terminal how far something long has come: as a bar, once it has taken a moment."""
+    _Progress.show(done, total)
 
 
 def end_progress() -> None:
     """It is over."""
+    _Progress.end()
+
+
+class _Progress:
+    """The bar; there is one at most. What is over in `DELAY` seconds has none, and does not import rich."""
+
+    DELAY = 0.5
+    _began: float | None = None
+    _bar: ProgressBar | None = None
+
+    @classmethod
+    def show(cls, done: int, total: int) -> None:
+        if cls._began is None:
+            cls._began = time.monotonic()
+        if cls._bar is None and time.monotonic() - cls._began >= cls.DELAY and is_terminal(sys.stderr):
+            from ollama_prompt.terminal import ProgressBar
+
+            cls._bar = ProgressBar()
+        if cls._bar is not None:
+            cls._bar.show(done, total)
+
+    @classmethod
+    def end(cls) -> None:
+        if cls._bar is not None:
+            cls._bar.end()
+        cls._began = cls._bar = None
+
+
+def clear_status() -> None:
+    """Remove the status line."""
     _Status.clear()
 
 
 class _Status:
-    """A line on the terminal while nothing has come yet; there is one at most."""
+    """A line on the terminal while nothing has come yet; there is one at most.
 
-    _is_shown = False
+    A thread tells how long it takes, each second, and how fast what is not shown yet comes.
+    """
+
+    _text: str | None = None
+    _began = 0.0
+    _pieces = 0
+    _lock = allocate_lock()
 
     @classmethod
     def show(cls, text: str) -> None:
-        if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-            from ollama_prompt.render import visible
+        if not is_terminal(sys.stderr):
+            return
+        with cls._lock:
+            is_running = cls._text is not None
+            cls._text, cls._began, cls._pieces = text, time.monotonic(), 0
+            cls._draw()
+        if not is_running:
+            start_new_thread(cls._run, ())
 
-            cls.clear()
-            cls._is_shown = True
-            write_error(visible(text))
+    @classmethod
+    def count(cls) -> None:
+        """Another token has come."""
+        cls._pieces += 1
 
     @classmethod
     def clear(cls) -> None:
-        if cls._is_shown:
-            cls._is_shown = False
-            write_error("\r\x1b[K")
+        with cls._lock:
+            if cls._text is not None:
+                cls._text = None
+                write_error("\r\x1b[K")
+
+    @classmethod
+    def _run(cls) -> None:
+        while True:
+            time.sleep(1)
+            with cls._lock:
+                if cls._text is None:
+                    return
+                cls._draw()
+
+    @classmethod
+    def _draw(cls) -> None:
+        from ollama_prompt.render import visible
+
+        passed = time.monotonic() - cls._began
+        how_long = f" {passed:.0f} s" if passed >= 1 else ""
+        how_fast = f", {cls._pieces} tokens, {cls._pieces / passed:.0f} a second" if cls._pieces and passed else ""
+        write_error(f"\r\x1b[K{visible(cls._text or '')}{how_long}{how_fast}")

@@ -236,6 +236,7 @@ def _add_general(group: argparse._ArgumentGroup) -> None:
         "--output", choices=("json", "text", "ndjson"), default="json",
         help="json (the default), text for people, or ndjson: events as they happen",
     )  # fmt: skip
+    add("--plain", action="store_true", help="text without tables, colours and Markdown, as in a pipe")
     add("--debug", action="store_true", help="show a traceback when something unexpected happens")
     add("--version", action="version", version=f"ollama-prompt {__version__}")
     add("-h", "--help", action="help", help="show this help")

@@ -121,6 +121,14 @@ class Row:
         size, *rest = self.stamp
         return (self.path, -1 if self.young else size, *rest, line.encode())
 
+    @property
+    def title(self) -> str | None:
+        """The session's title."""
+        import json
+
+        title: str | None = json.loads(self.listed + '"}')["title"]
+        return title
+
     def values(self) -> tuple[Any, ...]:
         """As the table `files` takes it."""
         return (

@@ -246,6 +246,18 @@ class Indexer:
             self.note("there are conversations of ollama-prompt 1.x: --import brings them along")
         return lines
 
+    def window_limits(self, paths: Iterable[str]) -> dict[str, int]:
+        """How many tokens of the conversations in these files may be sent."""
+        from ollama_prompt.config import DEFAULT_MAX_CONTEXT_TOKENS
+
+        names = {self.layout.name(path): path for path in paths}
+        rows = self.catalogue.at(names)
+        return {
+            path: rows[name].saved["settings"].get("max_context_tokens", DEFAULT_MAX_CONTEXT_TOKENS)
+            for name, path in names.items()
+            if name in rows
+        }
+
     def search(
         self, query: str, scope: Scope, limit: int | None, best_first: bool, progress: Callable[[int, int], None]
     ) -> tuple[list[dict[str, Any]], int]:

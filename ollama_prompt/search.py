@@ -52,8 +52,8 @@ def search(
     found = _matching(indexer, words, scope, entries, progress) if entries else []
     found.sort(key=lambda each: (each[5] if best_first else 0, each[4], *each[1:4]), reverse=True)
     shown = found[:limit]
-    titles = indexer.catalogue.titles({each[0] for each in shown})
-    matches = [_match(indexer, each, words, titles.get(each[0])) for each in shown]
+    rows = indexer.catalogue.at({each[0] for each in shown})
+    matches = [_match(indexer, each, words, rows[each[0]].title) for each in shown if each[0] in rows]
     return [match for match in matches if match], len(found)
 
 

@@ -43,7 +43,7 @@ APPLICATION_ID = 0x6F6C7073  # "olps"
 SCHEMA_VERSION = 1
 MANY_WORDS = 20_000
 """A query's word that is inside of more words than this is looked for in the texts: it is in nearly all of them."""
-MANY_BYTES = 4_000_000
+MANY_BYTES = 1_000_000
 """After so many bytes of text the vocabulary is read from FTS5; before, it is made of the texts."""
 PARTS = 50
 """How many updates may add to the vocabulary before it is put together again."""
