@@ -37,12 +37,19 @@ _NAME_LENGTH = 36 + len(SUFFIX)
 class Catalogue:
     """The files of one store and their index. `lock` locks the index for changes of many rows."""
 
-    def __init__(self, layout: Layout, lock: Lock, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        lock: Lock,
+        note: Callable[[str], None],
+        progress: Callable[[int, int], None] = lambda *_: None,
+    ) -> None:
         self.layout = layout
         self._folder = layout.sessions + os.sep
         self.index = Index(layout.index, os.path.join(layout.locks, "index.made"))
         self._lock = lock
         self._note = note
+        self._progress = progress
         self._told: set[str] = set()
         self.unread: set[str] = set()
         """Files that could not be read when last looked at, relative to `sessions`."""
@@ -265,7 +272,8 @@ class Catalogue:
     def _read_files(self, paths: list[str], known: dict[str, Row]) -> list[Row]:
         """Read files, those in `known` from where they were read to; one that cannot be read is left out."""
         rows = []
-        for path in paths:
+        for number, path in enumerate(paths):
+            self._progress(number, len(paths))
             read_at = read_time_ns()
             try:
                 reading = self.read_file(path, known[path].saved if path in known else None)

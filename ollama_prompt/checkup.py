@@ -30,7 +30,8 @@ def check(indexer: Indexer) -> tuple[int, list[dict[str, Any]], str]:
     rows: list[Row] = []
     faults: dict[str, str | None] = {}
     paths = indexer.catalogue.files()
-    for path in paths:
+    for number, path in enumerate(paths):
+        indexer.progress(number, len(paths))
         try:
             reading = indexer.catalogue.read_file(path)
         except StoreUnreadable as error:
@@ -73,7 +74,8 @@ def mend(indexer: Indexer) -> list[dict[str, Any]]:
     files: dict[str, list[str]] = {}
     for path in indexer.catalogue.files():
         files.setdefault(id_of(path), []).append(indexer.layout.absolute(path))
-    for session_id, paths in files.items():
+    for number, (session_id, paths) in enumerate(files.items()):
+        indexer.progress(number, len(files))
         try:
             done += _repair_session(indexer, session_id, paths)
         except StoreError as error:

@@ -58,11 +58,12 @@ def _run(arguments: list[str]) -> int:
         return _completion(flags)
     from ollama_prompt import commands
 
-    return _ACTIONS[flags.action](commands.make_indexer(os.environ, console.note), flags)
+    return _ACTIONS[flags.action](commands.make_indexer(os.environ, console.note, console.show_progress), flags)
 
 
 def _fail(error: Exception, arguments: list[str]) -> int:
     """Say what went wrong; the exit code."""
+    console.clear()
     if "--debug" in arguments:
         import traceback
 
@@ -100,7 +101,7 @@ def _ask(flags: Namespace) -> int:
     from ollama_prompt import commands
 
     sink = _sink(flags)
-    indexer = commands.make_indexer(os.environ, sink.note) if request.keep else None
+    indexer = commands.make_indexer(os.environ, sink.note, console.show_progress) if request.keep else None
     try:
         turn = commands.ask(request, indexer, os.environ, sink, sink.note)
     except Interrupted as interruption:
@@ -123,7 +124,7 @@ def _sink(flags: Namespace) -> console.JsonSink:
         return console.JsonSink()
     if flags.output == "ndjson":
         return console.NdjsonSink()
-    if _is_rich(flags) and not os.environ.get("NO_COLOR"):
+    if _is_rich(flags) and not os.environ.get("NO_COLOR") and flags.format is None:
         from ollama_prompt.terminal import MarkdownSink
 
         return MarkdownSink()
@@ -181,10 +182,7 @@ def _search(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt.query import Scope
 
     scope = Scope(getattr(flags, "in"), flags.model, flags.since or "")
-    try:
-        data = commands.search(indexer, flags.search, scope, flags.limit, flags.sort, console.show_progress)
-    finally:
-        console.end_progress()
+    data = commands.search(indexer, flags.search, scope, flags.limit, flags.sort)
     if _is_rich(flags):
         from ollama_prompt.terminal import show_matches
 
@@ -236,10 +234,7 @@ def _import(indexer: Indexer, flags: Namespace) -> int:
 
     named = getattr(flags, "import")
     path = None if named is True else named
-    try:
-        data = commands.import_(indexer, path, os.environ, flags.lock_timeout, console.show_progress)
-    finally:
-        console.end_progress()
+    data = commands.import_(indexer, path, os.environ, flags.lock_timeout)
     return _print(data, flags, lambda data: f"imported: {data['imported']}, nothing new in: {data['skipped']}\n")
 
 
@@ -248,10 +243,7 @@ def _export(indexer: Indexer, flags: Namespace) -> int:
 
     form = getattr(flags, "as") or "markdown"
     if flags.all:
-        try:
-            data = commands.export_all(indexer, flags.to, flags.lock_timeout, console.show_progress)
-        finally:
-            console.end_progress()
+        data = commands.export_all(indexer, flags.to, flags.lock_timeout)
         numbers = ", ".join(f"{name}: {data[name]}" for name in ("exported", "unchanged", "removed"))
         return _print(data, flags, lambda _: f"{numbers}\n")
     if flags.to in {None, "-"}:
@@ -284,7 +276,9 @@ def _git_setup(indexer: Indexer, flags: Namespace) -> int:
 def _sync(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands, render
 
-    return _print(commands.sync(indexer, flags.lock_timeout, console.note), flags, render.sync_as_text)
+    return _print(
+        commands.sync(indexer, flags.lock_timeout, console.note, console.show_status), flags, render.sync_as_text
+    )
 
 
 _ACTIONS = {

@@ -78,12 +78,10 @@ DEFAULT_MATCHES = 20
 """How many matches are shown unless --limit says otherwise."""
 
 
-def search(
-    indexer: Indexer, query: str, scope: Scope, limit: int | None, sort: str | None, progress: Progress
-) -> dict[str, Any]:
+def search(indexer: Indexer, query: str, scope: Scope, limit: int | None, sort: str | None) -> dict[str, Any]:
     """What was said with these words in it."""
     limit = DEFAULT_MATCHES if limit is None else limit
-    matches, total = indexer.search(query, scope, limit, sort == "best", progress)
+    matches, total = indexer.search(query, scope, limit, sort == "best")
     return {"matches": matches, "total": total}
 
 
@@ -173,7 +171,6 @@ def import_(
     path: str | None,
     environ: Mapping[str, str],
     lock_timeout: float,
-    progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Bring conversations of other programs along; without a path those that ollama-prompt 1.x left.
 
@@ -186,7 +183,7 @@ def import_(
     failed: list[OllamaPromptError] = []
     for place in [path] if path else _places_of_1x(indexer, environ):
         try:
-            new, known = indexer.import_from(place, lock_timeout, progress)
+            new, known = indexer.import_from(place, lock_timeout)
         except OllamaPromptError as error:
             failed.append(error)
             continue
@@ -227,14 +224,12 @@ def export_to(indexer: Indexer, session_id: str, form: str, path: str) -> dict[s
     return {"session_id": session_id, "path": os.path.abspath(path)}
 
 
-def export_all(
-    indexer: Indexer, folder: str, lock_timeout: float, progress: Callable[[int, int], None]
-) -> dict[str, Any]:
+def export_all(indexer: Indexer, folder: str, lock_timeout: float) -> dict[str, Any]:
     """Bring a folder of web pages up to date."""
     from ollama_prompt import archive
 
     with indexer.exporting(lock_timeout):
-        return archive.export(indexer, folder, progress)
+        return archive.export(indexer, folder, indexer.progress)
 
 
 def check(indexer: Indexer, repair: bool = False, secrets: bool = False) -> dict[str, Any]:
@@ -261,18 +256,18 @@ def git_setup(indexer: Indexer, remote: str | None, note: Note) -> dict[str, Any
     return set_up(indexer, remote, note)
 
 
-def sync(indexer: Indexer, lock_timeout: float, note: Note) -> dict[str, Any]:
-    """Commit, merge and push."""
+def sync(indexer: Indexer, lock_timeout: float, note: Note, status: Note) -> dict[str, Any]:
+    """Commit, merge and push; `status` tells what is waited for."""
     from ollama_prompt import sync
 
-    return sync.sync(indexer, lock_timeout, note)
+    return sync.sync(indexer, lock_timeout, note, status)
 
 
-def make_indexer(environ: Mapping[str, str], note: Note) -> Indexer:
+def make_indexer(environ: Mapping[str, str], note: Note, progress: Progress = lambda *_: None) -> Indexer:
     """The store that the environment names."""
     from ollama_prompt.config import store_layout
     from ollama_prompt.indexer import Indexer
 
-    indexer = Indexer(store_layout(environ), note)
+    indexer = Indexer(store_layout(environ), note, progress)
     indexer.adopt_1x()
     return indexer

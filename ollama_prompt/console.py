@@ -50,6 +50,7 @@ def _buffer_stdout() -> None:
 
 def write(text: str) -> None:
     """Write to stdout, now. Raises `OutputClosed` or `OutputFailed`."""
+    clear()
     with translated():
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -57,6 +58,7 @@ def write(text: str) -> None:
 
 def write_bytes(data: bytes) -> None:
     """Write UTF-8 to stdout, now. Raises `OutputClosed` or `OutputFailed`."""
+    clear()
     with translated():
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
@@ -88,7 +90,7 @@ def note(text: str) -> None:
     """A remark that changes nothing."""
     from ollama_prompt.render import visible
 
-    clear_status()
+    clear()
     write_error(f"note: {visible(text)}\n")
 
 
@@ -130,7 +132,7 @@ class JsonSink:
 
     def close(self) -> None:
         """Leave the terminal as errors and the shell's next line need it."""
-        clear_status()
+        clear()
 
     def note(self, text: str) -> None:
         """A remark, on a line of its own also where an answer was printed before it."""
@@ -149,13 +151,13 @@ class TextSink(JsonSink):
             from ollama_prompt.render import visible
 
             text = visible(text)
-        clear_status()
+        clear()
         write(text)
         self._last = text[-1:] or self._last
 
     def end(self, turn: dict[str, Any]) -> None:  # noqa: ARG002  the text is there already
         """Print the newline at the end, also of an answer without text."""
-        clear_status()
+        clear()
         if self._last != "\n":
             self._last = "\n"
             write("\n")
@@ -165,7 +167,7 @@ class TextSink(JsonSink):
         with suppress(OutputClosed, OutputFailed):
             if self._last:
                 self.end({})
-        clear_status()
+        clear()
 
 
 class NdjsonSink(JsonSink):
@@ -210,11 +212,6 @@ def show_progress(done: int, total: int) -> None:
     _Progress.show(done, total)
 
 
-def end_progress() -> None:
-    """It is over."""
-    _Progress.end()
-
-
 class _Progress:
     """The bar; there is one at most. What is over in `DELAY` seconds has none, and does not import rich."""
 
@@ -240,9 +237,15 @@ class _Progress:
         cls._began = cls._bar = None
 
 
-def clear_status() -> None:
-    """Remove the status line."""
+def show_status(text: str) -> None:
+    """Say on a terminal what is waited for."""
+    _Status.show(text)
+
+
+def clear() -> None:
+    """Remove from the terminal what only tells how things are going."""
     _Status.clear()
+    _Progress.end()
 
 
 class _Status:
@@ -262,6 +265,7 @@ class _Status:
             return
         with cls._lock:
             is_running = cls._text is not None
+            write_error("\r\x1b[K" if is_running else "")
             cls._text, cls._began, cls._pieces = text, time.monotonic(), 0
             cls._draw()
         if not is_running:
@@ -286,6 +290,7 @@ class _Status:
             with cls._lock:
                 if cls._text is None:
                     return
+                write_error("\r\x1b[K")
                 cls._draw()
 
     @classmethod
@@ -295,4 +300,4 @@ class _Status:
         passed = time.monotonic() - cls._began
         how_long = f" {passed:.0f} s" if passed >= 1 else ""
         how_fast = f", {cls._pieces} tokens, {cls._pieces / passed:.0f} a second" if cls._pieces and passed else ""
-        write_error(f"\r\x1b[K{visible(cls._text or '')}{how_long}{how_fast}")
+        write_error(f"{visible(cls._text or '')}{how_long}{how_fast}")

@@ -16,8 +16,6 @@ from ollama_prompt.errors import ImportFailed, OllamaPromptError, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ollama_prompt.drafts import Conversation
     from ollama_prompt.indexer import Indexer
 
@@ -52,9 +50,7 @@ def adopt_1x(indexer: Indexer) -> None:
     indexer.note(f"sessions imported: {len(imported)}; the database is kept as {aside}")
 
 
-def import_from(
-    indexer: Indexer, path: str, lock_timeout: float, progress: Callable[[int, int], None] = lambda *_: None
-) -> tuple[list[str], int]:
+def import_from(indexer: Indexer, path: str, lock_timeout: float) -> tuple[list[str], int]:
     """Keep the conversations of another program: (the sessions that something was added to, how many had nothing).
 
     What cannot be kept holds up nothing else; it is raised at the end. Raises `ImportFailed`, `SessionBusy`,
@@ -67,7 +63,7 @@ def import_from(
     skipped = 0
     with foreign.read(path, indexer.note) as (total, conversations):
         for number, conversation in enumerate(conversations):
-            progress(number, total)
+            indexer.progress(number, total)
             try:
                 session_id = _bring_in(indexer, conversation, lock_timeout)
             except StoreError as error:

@@ -53,12 +53,17 @@ _SHARED = {
 
 
 class Indexer:
-    """One store. `note` prints a remark for the user; nothing is made on disk before a session is."""
+    """One store. `note` prints a remark for the user, `progress` tells how far something long has come: so many of so
+    many. Nothing is made on disk before a session is.
+    """
 
-    def __init__(self, layout: Layout, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, layout: Layout, note: Callable[[str], None], progress: Callable[[int, int], None] = lambda *_: None
+    ) -> None:
         self.layout = layout
-        self.catalogue = Catalogue(layout, lambda timeout: self.lock("index", timeout), note)
+        self.catalogue = Catalogue(layout, lambda timeout: self.lock("index", timeout), note, progress)
         self.note = note
+        self.progress = progress
         self.adopted: dict[str, tuple[list[str], int]] = {}
 
     # --- One session ---------------------------------------------------------------------------
@@ -258,16 +263,14 @@ class Indexer:
             if name in rows
         }
 
-    def search(
-        self, query: str, scope: Scope, limit: int | None, best_first: bool, progress: Callable[[int, int], None]
-    ) -> tuple[list[dict[str, Any]], int]:
+    def search(self, query: str, scope: Scope, limit: int | None, best_first: bool) -> tuple[list[dict[str, Any]], int]:
         """What was said with these words in it: (matches, how many there are without `limit`).
 
         Raises `UsageError`, `StoreError`s.
         """
         from ollama_prompt import search
 
-        return search.search(self, query, scope, limit, best_first, progress)
+        return search.search(self, query, scope, limit, best_first)
 
     def purge(self, days: int, dry_run: bool) -> tuple[list[str], list[str]]:
         """Remove what was last used more than `days` days ago (0: everything): (removed, in use).
@@ -285,16 +288,14 @@ class Indexer:
 
             importing.adopt_1x(self)
 
-    def import_from(
-        self, path: str, lock_timeout: float, progress: Callable[[int, int], None] = lambda *_: None
-    ) -> tuple[list[str], int]:
+    def import_from(self, path: str, lock_timeout: float) -> tuple[list[str], int]:
         """Keep the conversations of another program: (the sessions that something was added to, how many had nothing).
 
         Raises `ImportFailed`, `SessionBusy`, `StoreError`s.
         """
         from ollama_prompt import importing
 
-        return importing.import_from(self, path, lock_timeout, progress)
+        return importing.import_from(self, path, lock_timeout)
 
     def check(self) -> tuple[int, list[dict[str, Any]], str]:
         """Read every file whole: (sessions, damage, state of the index). Changes nothing."""

@@ -20,7 +20,7 @@ from ollama_prompt.search_index import SearchIndexUnusable, opened, update
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Any
 
     from ollama_prompt.index import Entry
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from ollama_prompt.records import Record
     from ollama_prompt.search_index import Found
 
-    Progress = Callable[[int, int], None]
-
 SMALL_BLOCK = 1 << 13
 """Bytes to read at once where one line of a file is wanted."""
 MAKING_SECONDS = 600.0
@@ -38,7 +36,7 @@ MAKING_SECONDS = 600.0
 
 
 def search(
-    indexer: Indexer, query: str, scope: Scope, limit: int | None, best_first: bool, progress: Progress
+    indexer: Indexer, query: str, scope: Scope, limit: int | None, best_first: bool
 ) -> tuple[list[dict[str, Any]], int]:
     """The newest matches, or the best; and how many there are without `limit`. Raises `UsageError`, `SessionNotFound`,
     `StoreError`s.
@@ -49,7 +47,7 @@ def search(
     if scope.session_id is not None:
         indexer.find(scope.session_id)
     entries = indexer.catalogue.stamps()
-    found = _matching(indexer, words, scope, entries, progress) if entries else []
+    found = _matching(indexer, words, scope, entries) if entries else []
     found.sort(key=lambda each: (each[5] if best_first else 0, each[4], *each[1:4]), reverse=True)
     shown = found[:limit]
     rows = indexer.catalogue.at({each[0] for each in shown})
@@ -57,27 +55,23 @@ def search(
     return [match for match in matches if match], len(found)
 
 
-def _matching(
-    indexer: Indexer, words: list[Word], scope: Scope, entries: list[Entry], progress: Progress
-) -> list[Found]:
+def _matching(indexer: Indexer, words: list[Word], scope: Scope, entries: list[Entry]) -> list[Found]:
     """All that match, in no order."""
     try:
-        is_exact, found = _from_index(indexer, words, scope, entries, progress)
+        is_exact, found = _from_index(indexer, words, scope, entries)
     except (SearchIndexUnusable, OSError, StoreError):
         return list(_scan(indexer, words, scope, entries))
     return found if is_exact else list(_looked_up(indexer, words, found))
 
 
-def _from_index(
-    indexer: Indexer, words: list[Word], scope: Scope, entries: list[Entry], progress: Progress
-) -> tuple[bool, list[Found]]:
+def _from_index(indexer: Indexer, words: list[Word], scope: Scope, entries: list[Entry]) -> tuple[bool, list[Found]]:
     """Whether what was found surely matches, and that. Raises `SearchIndexUnusable`, OSError, `StoreError`s."""
     path = indexer.layout.search
     with suppress(SearchIndexUnusable), opened(path) as index:
         if index.is_current(entries):
             return index.find(words, scope)
     with indexer.lock("search", MAKING_SECONDS, indexer.note_waiting):
-        update(path, {entry[0]: entry[1:5] for entry in entries}, indexer.layout.sessions, progress)
+        update(path, {entry[0]: entry[1:5] for entry in entries}, indexer.layout.sessions, indexer.progress)
     with opened(path) as index:
         return index.find(words, scope)
 

@@ -135,8 +135,16 @@ def _shown(url: str) -> str:
     return re.sub(r"^(https?://)[^/]*@|(://[^/@:]*):[^/]*@", lambda found: found[1] or f"{found[2]}@", url)
 
 
-def sync(indexer: Indexer, lock_timeout: float, note: Callable[[str], None]) -> dict[str, Any]:
-    """Commit, fetch, merge, push: how many sessions came and went. Raises `GitFailed`, `SessionBusy`."""
+def sync(
+    indexer: Indexer,
+    lock_timeout: float,
+    note: Callable[[str], None],
+    status: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Commit, fetch, merge, push: how many sessions came and went; `status` tells what is waited for.
+
+    Raises `GitFailed`, `SessionBusy`.
+    """
     git = Git(indexer.layout.home)
     if not (os.path.isdir(indexer.layout.home) and _is_set_up(git)):
         raise GitFailed("the conversations are not under git", hint="ollama-prompt --git-setup")
@@ -146,7 +154,7 @@ def sync(indexer: Indexer, lock_timeout: float, note: Callable[[str], None]) -> 
             if in_use := repository.recover():
                 return repository.result(skipped=in_use)
             with repository.journalled():
-                return _sync(repository, note)
+                return _sync(repository, note, status)
         except OSError as error:
             raise cannot_write(error) from error
 
@@ -163,13 +171,15 @@ def _is_own(git: Git, prefix: str) -> bool:
     return not prefix and all(name in _OWN or _BESIDE.match(name) for name in tracked.split("\0") if name)
 
 
-def _sync(repository: _Repository, note: Callable[[str], None]) -> dict[str, Any]:
+def _sync(repository: _Repository, note: Callable[[str], None], status: Callable[[str], None]) -> dict[str, Any]:
+    status("looking for what changed …")
     repository.commit()
     remote = _Remote.of(repository.git)
     if remote is None:
         note("there is no remote, so that nothing was sent: --git-setup --remote URL names one")
         return repository.result()
     for attempt in itertools.count(1):
+        status(f"fetching from {remote.name} …")
         theirs = remote.fetch()
         if theirs is None and (others := remote.branches()):
             note(f"the remote has no branch {remote.branch} yet, but: {', '.join(others)}")
@@ -179,6 +189,7 @@ def _sync(repository: _Repository, note: Callable[[str], None]) -> dict[str, Any
         if in_use or theirs == repository.head():
             break
         sent = repository.changed(theirs, "HEAD")
+        status(f"pushing to {remote.name} …")
         try:
             remote.push()
         except _Outrun as refusal:

@@ -257,7 +257,7 @@ class MarkdownSink(console.TextSink):
 
     def token(self, text: str) -> None:
         """Draw what has come."""
-        console.clear_status()
+        console.clear()
         self._rest += visible(text)
         if time.monotonic() - self._drawn < 1 / REDRAWS_PER_SECOND:
             return
@@ -273,7 +273,7 @@ class MarkdownSink(console.TextSink):
     def end(self, turn: dict[str, Any]) -> None:
         """Print what is left."""
         del turn
-        console.clear_status()
+        console.clear()
         with console.translated():
             self._live.stop()
             if self._rest or not self._printed:
@@ -285,7 +285,7 @@ class MarkdownSink(console.TextSink):
         with suppress(OutputClosed, OutputFailed):
             if self._rest or self._live.is_started:
                 self.end({})
-        console.clear_status()
+        console.clear()
 
     def _print(self, text: str) -> None:
         self._live.update("", refresh=True)

@@ -777,7 +777,9 @@ def in_terminal(environment: dict[str, str], *args: str) -> tuple[int, str]:
 
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "ollama_prompt", *args]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm"})
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm", "NO_COLOR": "1"}
+    )
     os.close(theirs)
     shown = b""
     try:

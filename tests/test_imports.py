@@ -31,6 +31,7 @@ LAYERS = (
     "page",
     "transcript",
     "markup",
+    "terminal",
     "config console",
     "turn",
     "plan interrupts",
@@ -122,6 +123,7 @@ UNDER_COVER = {
     "structured": {"config", "turn"},
     "images": {"config", "drafts", "foreign_json", "page"},
     "completion": {"cli"},
+    "terminal": {"cli", "console"},
     "indexer": {"commands"},
     "ollama": {"commands"},
     "embedded": {"commands"},
@@ -150,7 +152,8 @@ OWNERS = {
     "xllamacpp": {"embedded"},
     "markdown_it": {"markup"},
     "pygments": {"markup"},
-    "subprocess": {"ollama", "git"},
+    "subprocess": {"ollama", "git", "terminal"},
+    "rich": {"terminal"},
     "socket": {"ollama", "loopback"},
     "signal": {"interrupts"},
     "asyncio": set(),
@@ -235,7 +238,7 @@ def test_heavy_libraries_have_one_owner() -> None:
 
 def test_only_what_is_declared_is_imported() -> None:
     third_party = {library for module in MODULES for library in libraries(module)} - set(sys.stdlib_module_names)
-    declared = {"filelock", "httpx", "jsonschema", "markdown_it", "orjson", "pathspec", "pygments"}
+    declared = {"filelock", "httpx", "jsonschema", "markdown_it", "orjson", "pathspec", "pygments", "rich"}
     assert third_party == declared | {"referencing", "xllamacpp"}, "referencing comes with jsonschema"
 
 

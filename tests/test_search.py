@@ -36,7 +36,7 @@ def indexer(home: Path) -> Indexer:
 
 def found(indexer: Indexer, text: str, scope: Scope = ANYWHERE, best: bool = False) -> list[str]:
     """The snippets of everything that matches."""
-    matches, total = indexer.search(text, scope, None, best, lambda *_: None)
+    matches, total = indexer.search(text, scope, None, best)
     assert len(matches) == total
     return [match["snippet"] for match in matches]
 
@@ -49,7 +49,7 @@ def scanned(indexer: Indexer, text: str, scope: Scope = ANYWHERE) -> set[Any]:
 def indexed(indexer: Indexer, text: str, scope: Scope = ANYWHERE) -> set[Any]:
     """What the index finds."""
     words, entries = query.words_of(text), indexer.catalogue.stamps()
-    is_exact, candidates = search._from_index(indexer, words, scope, entries, lambda *_: None)
+    is_exact, candidates = search._from_index(indexer, words, scope, entries)
     return set(candidates if is_exact else search._looked_up(indexer, words, candidates))
 
 
@@ -139,17 +139,17 @@ def test_a_title_a_system_prompt_what_was_typed_and_thought(indexer: Indexer, ho
     path = keep(home, "hello", title="About pelicans", system="Speak like a pirate")
     add(path, line(message(900, "user", "long text", typed="@./walrus.txt")))
     add(path, line(message(901, "assistant", "short", thinking="the ostrich")))
-    matches, _ = indexer.search("pelican", ANYWHERE, 5, False, lambda *_: None)
+    matches, _ = indexer.search("pelican", ANYWHERE, 5, False)
     keys = ("session_id", "title", "message_id", "role", "snippet")
     assert [matches[0][key] for key in keys] == [path.stem, "About pelicans", None, None, "About **pelican**s"]
-    matches, _ = indexer.search("pirate", ANYWHERE, 5, False, lambda *_: None)
+    matches, _ = indexer.search("pirate", ANYWHERE, 5, False)
     assert (matches[0]["role"], matches[0]["message_id"]) == ("system", None)
     assert len(found(indexer, "walrus")) == len(found(indexer, "ostrich")) == 1
 
 
 def test_what_a_match_says(indexer: Indexer, home: Path) -> None:
     path = keep(home, "first question", "the second one")
-    matches, total = indexer.search("second", ANYWHERE, 5, False, lambda *_: None)
+    matches, total = indexer.search("second", ANYWHERE, 5, False)
     assert total == 1
     assert matches == [
         {
