@@ -40,6 +40,7 @@ SETTINGS: dict[str, type | tuple[type, ...]] = {
 
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NUL_RUN = re.compile(rb"\0{2,}")
 _CONFLICT_MARKER = re.compile(rb"(?:(?:<{7}|\|{7}|>{7})(?: .*)?|={7})\r*\n?", re.DOTALL)
 
 
@@ -72,12 +73,14 @@ def decode(line: bytes) -> Record:
 
 
 def cleaned(line: bytes) -> bytes:
-    """A line without what is no text of anybody; no record can have it.
+    """A line without what is no text of anybody; no record can have it. Twice is once.
 
     A crash can leave a run of NUL bytes where a file system had not yet written the data, and some editors put a byte
-    order mark in front of the header.
+    order mark in front of the header. At an end of the line the run may be one byte long. One between other bytes is
+    half a character in UTF-16: without it others would be read than were written.
     """
-    return line.replace(b"\0", b"").lstrip(_BYTE_ORDER_MARK)
+    text = line.rstrip(b"\0\r\n")
+    return _NUL_RUN.sub(b"", text).lstrip(b"\0" + _BYTE_ORDER_MARK) + line[len(text) :].replace(b"\0", b"")
 
 
 def is_conflict_marker(line: bytes) -> bool:
