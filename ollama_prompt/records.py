@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 VERSION = 1
 """The version of the format, promised in docs/format.md."""
 
+TYPES = frozenset({"session", "message", "meta", "undo"})
+"""The types that this release knows."""
+
 SETTINGS: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "title": str,
