@@ -22,6 +22,8 @@ from stores import fail, header, line, make, message, new_id, succeed, turn
 
 from ollama_prompt import records, repair, session_file
 from ollama_prompt.errors import StoreWriteFailed
+from ollama_prompt.indexer import Indexer
+from ollama_prompt.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -674,6 +676,70 @@ def test_backups_go_with_their_session(run: Run, home: Path, command: tuple[str,
     assert len(kept(young)) == (command != ("--purge", "0"))
 
 
+@pytest.fixture
+def orphan(run: Run, home: Path) -> Path:
+    """A backup from 2020 of a session whose file has gone with a pull."""
+    path = make(home, 1, DAMAGED["damaged"])
+    make(home, 2)
+    mend(run)
+    path.unlink()
+    (backup,) = kept(path)
+    return backup.rename(path.with_name(f"{ONE}.20200101T000000Z.damaged.bak"))
+
+
+def test_a_backup_alone_can_be_deleted(run: Run, orphan: Path) -> None:
+    assert succeed(run("--delete", ONE)).json == {"deleted": ONE}
+    assert not orphan.exists()
+    fail(run("--delete", ONE), "session_not_found")
+    assert len(stores.assert_agreement(run)) == 1
+
+
+@pytest.mark.parametrize("days", ["0", "30"])
+def test_a_purge_removes_what_was_kept_of_sessions_that_are_gone(run: Run, home: Path, orphan: Path, days: str) -> None:
+    there = tree(home / "sessions")
+    planned = succeed(run("--purge", days, "--dry-run")).json
+    assert ONE in planned["sessions"]
+    assert tree(home / "sessions") == there
+    done = succeed(run("--purge", days)).json
+    assert done["sessions"] == planned["sessions"]
+    assert not list(home.rglob(f"*{ONE}*"))
+    assert succeed(run("--purge", days)).json["removed"] == 0
+
+
+def test_a_purge_leaves_a_young_backup(run: Run, home: Path, orphan: Path) -> None:
+    """As young as its name says, or else its file."""
+    now = time.gmtime()
+    young = orphan.with_name(f"{ONE}.{time.strftime('%Y%m%dT%H%M%SZ', now)}.torn.bak")
+    by_hand = [orphan.with_name(f"{ONE}.{name}.bak") for name in ("young", "old")]
+    for backup in (young, *by_hand):
+        backup.write_bytes(b"")
+    for backup in (young, by_hand[1]):
+        os.utime(backup, (0, 0))
+    for dry in (["--dry-run"], []):
+        assert ONE in succeed(run("--purge", "30", *dry)).json["sessions"]
+    assert kept(orphan.with_name(f"{ONE}.jsonl")) == sorted([young, by_hand[0]])
+    assert ONE not in succeed(run("--purge", "30")).json["sessions"]
+
+
+def test_a_purge_leaves_the_backups_of_what_may_not_be_read(
+    home: Path, orphan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores.refuse(monkeypatch, make(home, 1))
+    removed, _ = Indexer(Layout(str(home)), lambda _: None).purge(30, False)
+    assert removed == [new_id(2)]
+    assert orphan.exists()
+
+
+@pytest.mark.parametrize("command", [("--delete", ONE), ("--purge", "0")])
+def test_a_backup_whose_session_is_held_stays(run: Run, home: Path, orphan: Path, command: tuple[str, ...]) -> None:
+    filelock = pytest.importorskip("filelock")
+    with filelock.FileLock(home / "locks" / f"{ONE}.lock"):
+        result = run(*command)
+        assert result.returncode or result.json["skipped"] == [ONE]
+        assert succeed(run("--purge", "0", "--dry-run")).json["skipped"] == [ONE]
+    assert orphan.exists()
+
+
 # --- Permissions and leftovers ---------------------------------------------------------------------
 
 
@@ -771,6 +837,16 @@ def test_a_corrupt_index_is_built_again(run: Run, home: Path, how: str) -> None:
         "reason": "built again: the index was corrupt",
     }  # fmt: skip
     assert succeed(run("--check")).json["index"] == "ok"
+
+
+def test_an_index_that_is_stale_is_brought_up_to_date(run: Run, home: Path) -> None:
+    """Though nothing else is to be mended."""
+    make(home, 1)
+    succeed(run("--list-sessions"))
+    stores.add(make(home, 2), line(message(9, "user", "More")))
+    assert run("--check").json["index"] == "stale"
+    assert mend(run) == []
+    assert run("--check").json["index"] == "ok"
 
 
 def test_a_foreign_index_stays_as_it_is(run: Run, home: Path) -> None:
