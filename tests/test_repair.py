@@ -841,11 +841,12 @@ def test_a_corrupt_index_is_built_again(run: Run, home: Path, how: str) -> None:
 
 def test_an_index_that_is_stale_is_brought_up_to_date(run: Run, home: Path) -> None:
     """Though nothing else is to be mended."""
-    make(home, 1)
+    path = make(home, 1)
     succeed(run("--list-sessions"))
-    stores.add(make(home, 2), line(message(9, "user", "More")))
+    mend_all(run)
+    stores.add(path, line(message(9, "user", "More")))
     assert run("--check").json["index"] == "stale"
-    assert mend(run) == []
+    assert mend_all(run) == []
     assert run("--check").json["index"] == "ok"
 
 
