@@ -99,7 +99,8 @@ def text_of(line: bytes) -> str:
     try:
         waiting: list[object] = [decode(line)]
     except DamagedLine:
-        return _ESCAPE.sub(_unescaped, line.decode("utf-8", "replace"))
+        text = line.replace(b"\0", b"").decode("utf-8", "replace")  # of UTF-16 what is ASCII, as keys are
+        return _ESCAPE.sub(_unescaped, text)
     pieces: list[str] = []
     while waiting:  # as deep as JSON may be nested
         value = waiting.pop()

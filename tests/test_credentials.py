@@ -633,6 +633,7 @@ def test_the_text_of_a_line() -> None:
     found_there = records.text_of(rb'{"type":"x","a":[{"\u0062":"\u0063\n"}],"n":1}').split("\n")
     assert sorted(found_there) == ["", "a", "b", "c", "n", "type", "x"]
     assert records.text_of(b'{"type":"x", torn \\u0041\\n\\\\n\\"') == '{"type":"x", torn A\n\\n"'
+    assert records.text_of('{"type":"é\\n"'.encode("utf-16-le")) == '{"type":"\ufffd\n"'
     assert records.text_of(b"\xff[") == "\ufffd["
     assert records.text_of(b"") == ""
     deep = b'{"type":"x","a":' + b"[" * 900 + b'"deep"' + b"]" * 900 + b"}"
