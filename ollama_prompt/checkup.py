@@ -69,6 +69,8 @@ def mend(indexer: Indexer) -> list[dict[str, Any]]:
 
     Sessions in use are left alone. What cannot be mended holds up nothing else; it is raised at the end.
     """
+    if os.path.exists(os.path.join(indexer.layout.home, ".gitignore")):
+        indexer.layout.complete_git_files()  # one of an earlier release would let git take the backups
     done = repair.tighten(indexer.layout, _index_files(indexer))  # what may not be read cannot be mended
     failed: list[StoreError] = []
     files: dict[str, list[str]] = {}
@@ -82,7 +84,7 @@ def mend(indexer: Indexer) -> list[dict[str, Any]]:
             failed.append(error)
     try:
         done += _remove_leftovers(indexer, set(files))
-        done += _repair_index(indexer, bool(done))
+        done += _repair_index(indexer)
     except StoreError as error:
         failed.append(error)
     if failed:
@@ -143,14 +145,13 @@ def _index_files(indexer: Indexer) -> list[str]:
     return [*([indexer.layout.index] if is_ours else []), *indexer.layout.set_aside()]
 
 
-def _repair_index(indexer: Indexer, is_stale: bool) -> list[dict[str, Any]]:
+def _repair_index(indexer: Indexer) -> list[dict[str, Any]]:
     """Build the index again if it is corrupt, and else bring it up to date. Raises `StoreError`s."""
     if indexer.catalogue.state([]) == "corrupt":
         indexer.layout.make()
         indexer.catalogue.rebuild(INDEX_SECONDS)
         return [repair.item(None, indexer.layout.index, "built again: the index was corrupt")]
-    if is_stale:
-        indexer.catalogue.rows()
+    indexer.catalogue.rows()
     return []
 
 

@@ -10,6 +10,7 @@ It runs once for each file on each side of a difference, so it starts with next 
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 from ollama_prompt.render import visible
@@ -43,7 +44,7 @@ def textconv_command(executable: str) -> str:
 
 def block(line: bytes) -> bytes:
     """One line of a session file → its text, in UTF-8, with an empty line behind it; nothing for a blank one."""
-    line = line.replace(b"\0", b"").strip(b" \t\r\n")
+    line = re.sub(rb"\0{2,}", b"", line).strip(b"\0 \t\r\n")
     if not line:
         return b""
     try:

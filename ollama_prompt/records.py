@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 VERSION = 1
 """The version of the format, promised in docs/format.md."""
 
+TYPES = frozenset({"session", "message", "meta", "undo"})
+"""The types that this release knows."""
+
 SETTINGS: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "title": str,
@@ -40,6 +43,7 @@ SETTINGS: dict[str, type | tuple[type, ...]] = {
 
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NUL_RUN = re.compile(rb"\0{2,}")
 _CONFLICT_MARKER = re.compile(rb"(?:(?:<{7}|\|{7}|>{7})(?: .*)?|={7})\r*\n?", re.DOTALL)
 
 
@@ -72,12 +76,14 @@ def decode(line: bytes) -> Record:
 
 
 def cleaned(line: bytes) -> bytes:
-    """A line without what is no text of anybody; no record can have it.
+    """A line without what is no text of anybody; no record can have it. Twice is once.
 
     A crash can leave a run of NUL bytes where a file system had not yet written the data, and some editors put a byte
-    order mark in front of the header.
+    order mark in front of the header. At an end of the line the run may be one byte long. One between other bytes is
+    half a character in UTF-16: without it others would be read than were written.
     """
-    return line.replace(b"\0", b"").lstrip(_BYTE_ORDER_MARK)
+    text = line.rstrip(b"\0\r\n")
+    return _NUL_RUN.sub(b"", text).lstrip(b"\0" + _BYTE_ORDER_MARK) + line[len(text) :].replace(b"\0", b"")
 
 
 def is_conflict_marker(line: bytes) -> bool:
@@ -93,7 +99,8 @@ def text_of(line: bytes) -> str:
     try:
         waiting: list[object] = [decode(line)]
     except DamagedLine:
-        return _ESCAPE.sub(_unescaped, line.decode("utf-8", "replace"))
+        text = line.replace(b"\0", b"").decode("utf-8", "replace")  # of UTF-16 what is ASCII, as keys are
+        return _ESCAPE.sub(_unescaped, text)
     pieces: list[str] = []
     while waiting:  # as deep as JSON may be nested
         value = waiting.pop()

@@ -2,12 +2,16 @@
 
 A session is removed under its lock: first its backups, then its files, its row, its lock, and the pictures that no
 other session names. Killed in between, the next removal goes on where that one stopped.
+
+Backups stay here when git takes the session away that another machine removed: they are removed as if it were there.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
+from functools import partial
 
 from ollama_prompt import clock, session_file
 from ollama_prompt.errors import SessionBusy, SessionNotFound, StoreError, StoreUnreadable, StoreWriteFailed
@@ -15,18 +19,24 @@ from ollama_prompt.layout import cannot_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ollama_prompt.index import Row
     from ollama_prompt.indexer import Indexer
 
+_TIME = re.compile(r"\.(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z\.")
+"""When a backup was made, as its name says."""
+
 
 def delete(indexer: Indexer, session_id: str) -> None:
-    """Remove a session for real: files, row, lock. Raises `SessionBusy` at once when it is in use."""
+    """Remove a session for real: files, backups, row, lock. Raises `SessionBusy` at once when it is in use."""
     try:
         indexer.find(session_id)
     except SessionNotFound:
-        clear_away(indexer, session_id)
         _forget_words(indexer, [session_id])
-        raise
+        if session_id not in indexer.layout.backups():
+            clear_away(indexer, session_id)
+            raise
     try:
         with indexer.lock(session_id, 0):
             found = indexer.layout.find(session_id, deep=True)
@@ -51,16 +61,20 @@ def purge(indexer: Indexer, days: int, dry_run: bool) -> tuple[list[str], list[s
     failed: list[StoreError] = []
     images: set[str] = set()
     rows = indexer.catalogue.rows()
-    backups = {} if dry_run else indexer.layout.backups()
+    backups = indexer.layout.backups()
+    purges: list[tuple[str, Callable[[], bool]]] = []
     for row, paths in rows:
-        if not _is_unused(row.last_used, cutoff):
-            continue
-        images.update(row.saved["images"])
+        kept = backups.pop(row.session_id, [])
+        if _is_unused(row.last_used, cutoff):
+            images.update(row.saved["images"])
+            purges.append((row.session_id, partial(_purge_one, indexer, row.session_id, paths, kept, cutoff, dry_run)))
+    for session_id, kept in sorted(backups.items()):
+        purges.append((session_id, partial(_purge_backups, indexer, session_id, kept, cutoff, dry_run)))
+    for session_id, purge_it in purges:
         try:
-            if _purge_one(indexer, row.session_id, paths, backups.get(row.session_id, []), cutoff, dry_run):
-                removed.append(row.session_id)
+            removed += [session_id] if purge_it() else []
         except SessionBusy:
-            skipped.append(row.session_id)
+            skipped.append(session_id)
         except StoreError as error:
             failed.append(error)
     if not dry_run:
@@ -90,6 +104,40 @@ def _purge_one(
         if not dry_run:
             _remove_files(indexer, session_id, found, backups)
     return True
+
+
+def _purge_backups(indexer: Indexer, session_id: str, backups: list[str], cutoff: str | None, dry_run: bool) -> bool:
+    """Remove what was kept before the cutoff of a session that has no file; whether anything was, or would be."""
+    old = [path for path in backups if _is_unused(_kept_at(path), cutoff)]
+    if not old or not _is_gone(indexer, session_id):
+        return False
+    if dry_run and not os.path.exists(indexer.layout.lock(session_id)):
+        return True
+    with indexer.lock(session_id, 0):
+        if not _is_gone(indexer, session_id):
+            return False
+        if not dry_run:
+            _remove_files(indexer, session_id, [], old)
+    return True
+
+
+def _is_gone(indexer: Indexer, session_id: str) -> bool:
+    """Whether a session has no file: not one that cannot be read either, nor one that git is about to give back."""
+    try:
+        indexer.find(session_id)
+    except SessionNotFound:
+        return True
+    return False
+
+
+def _kept_at(backup: str) -> str | None:
+    """When a backup was made: by its name, or else by its file."""
+    if found := _TIME.search(os.path.basename(backup)):
+        return "{}-{}-{}T{}:{}:{}.000Z".format(*found.groups())
+    try:
+        return clock.format_time(int(os.stat(backup).st_mtime * 1000))
+    except (OSError, ValueError):
+        return None
 
 
 def _forget(indexer: Indexer, removed: list[str], known: set[str]) -> None:

@@ -3,11 +3,15 @@
     mended(data, session_id)  →  (what the repaired file holds, why it differs)
 
 A line that can be read is kept byte for byte, in its place; what is no record goes. Whoever reads the mended file sees
-what he saw in the old one, but for the damage:
+what he saw in the old one, but for the damage, and what he could not see because of it:
 
 - Every record that counted counts, in the same order, with the same settings. Of records with one id the first
   stays, of headers too. It moves to the front. One that is missing is made, without settings: those that counted stand
   in `meta` records, which stay.
+- Whole records in damaged lines are taken out of them, each to a line of its own: several that lost the newline between
+  them, one behind a torn one, one that was spread over many lines. What a record says decides that it is whole, so only
+  those of known types are.
+- A file that was saved again in UTF-16 is read as that, up to the first line that a turn added since.
 - An unterminated last line is ended if it is a whole record: a reader left it out because it might be unfinished,
   and under the session's lock it is not.
 - What is mended has nothing to mend; what has no damage stays as it is, to the byte.
@@ -22,6 +26,8 @@ behind; then those are given the name of a backup. A file of a later format is l
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
 import re
 import stat
@@ -44,12 +50,14 @@ if TYPE_CHECKING:
 REASONS = {
     "markers": "conflict markers of a merge",
     "damaged": "damaged lines",
+    "recovered": "records taken out of damaged lines",
     "torn": "an unterminated last line",
     "repeated": "repeated records",
     "header": "a missing header",
     "blank": "blank lines",
     "nul": "lines with NUL bytes or a byte order mark",
     "crlf": "Windows line ends",
+    "utf16": "text in UTF-16",
     "double": "records of another file of this session",
 }
 """Why a file is replaced: as the backup's name says it → as it is reported, with how many there are."""
@@ -80,14 +88,16 @@ class Lines:
         self._header: bytes | None = None
         self._kept: list[tuple[str | None, bytes]] = []  # each with its record's id
         self._ids: set[str] = set()
+        self._damaged: list[bytes] = []  # lines in a row that may hold records
         self._created_at: str | None = None
         self.version = 0
         self.reasons: Reasons = {}
-        *lines, last = data.split(b"\n")
+        *lines, last = self._as_utf8(data).split(b"\n")
         for line in lines:
             self._take(line)
         if last:
             self._take_unterminated(last)
+        self._take_from_damaged()
         if self._header is None:
             self._note("header")
 
@@ -113,6 +123,17 @@ class Lines:
         self._created_at = self._created_at or other._created_at
         self.version = max(self.version, other.version)
 
+    def _as_utf8(self, data: bytes) -> bytes:
+        """The data in UTF-8, if it begins in UTF-16; what can be read in UTF-8 behind that stays as it is."""
+        if not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return data
+        self._note("utf16")
+        lines = data.split(b"\n")
+        count = next((number for number, line in enumerate(lines) if _is_record(line)), len(lines))
+        head = b"\n".join(lines[:count])
+        text = (head + b"\n"[: len(head) % 2]).decode("utf-16", "replace").encode()
+        return b"\n".join([text.removesuffix(b"\n"), *lines[count:]]) if count < len(lines) else text
+
     def _take(self, line: bytes) -> None:
         if records.is_blank(line):
             self._note("blank")
@@ -120,19 +141,39 @@ class Lines:
         try:
             record = records.decode(line)
         except records.DamagedLine:
-            self._note("markers" if records.is_conflict_marker(line) else "damaged")
+            self._take_damaged(line)
             return
-        kept = self._without_what_editors_add(line)
+        self._take_from_damaged()
+        self._take_readable(record, self._without_what_editors_add(line))
+
+    def _take_readable(self, record: Record, line: bytes) -> None:
         if record["type"] == "session":
-            self._take_header(record, kept)
+            self._take_header(record, line)
         else:
-            self._take_record(record, kept)
+            self._take_record(record, line)
 
     def _take_unterminated(self, line: bytes) -> None:
         self._note("torn")
-        with suppress(records.DamagedLine):
-            records.decode(line)
+        if _is_record(line):
             self._take(line)
+        else:
+            self._damaged.append(records.cleaned(line))
+
+    def _take_damaged(self, line: bytes) -> None:
+        if records.is_conflict_marker(line):
+            self._note("markers")
+            self._take_from_damaged()
+        else:
+            self._note("damaged")
+            self._damaged.append(records.cleaned(line))
+
+    def _take_from_damaged(self) -> None:
+        """Take the records that the last damaged lines hold together."""
+        text = b"\n".join(self._damaged).decode(errors="replace")
+        self._damaged = []
+        for line in _records_in(text):
+            self._note("recovered")
+            self._take_readable(records.decode(line), line)
 
     def _take_header(self, record: Record, line: bytes) -> None:
         if self._header is not None:
@@ -169,6 +210,66 @@ class Lines:
 
     def _note(self, reason: str) -> None:
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+_START = re.compile(r'\{[ \t\r\n]*"type"')
+"""How a record begins; no string in JSON can hold that, as its quotes would be escaped."""
+_SPARE = 8
+"""How often, all in all, damaged text may be read again in vain."""
+
+
+def _records_in(text: str) -> Iterator[bytes]:
+    """The whole records in damaged text, each as a line without its end.
+
+    An object ends before the next start, or holds that: then what is read is doubled until it is whole, or wrong. The
+    cost is that of the text, as there is a limit to what is read in vain.
+    """
+    starts = [*(found.start() for found in _START.finditer(text)), len(text)]
+    spare = _SPARE * len(text)
+    end = 0
+    for number, start in enumerate(starts[:-1]):
+        reach = 1
+        while start >= end:
+            piece = text[start : starts[min(number + reach, len(starts) - 1)]]
+            found, size = _object_in(piece)
+            spare -= len(piece)
+            reach *= 2
+            if found is not None:
+                end = start + size
+                yield from _line_of(found, piece[:size])
+            elif size < len(piece) or start + size == len(text) or spare < 0:
+                break
+
+
+def _object_in(text: str) -> tuple[Record | None, int]:
+    """The object that a text begins with and its length; or None, and where the text is wrong or ends too early."""
+    try:
+        return _DECODER.raw_decode(text)
+    except json.JSONDecodeError as error:
+        return None, error.pos if text[error.pos :].strip() else len(text)
+    except (ValueError, RecursionError):
+        return None, 0
+
+
+_DECODER = json.JSONDecoder(strict=False)
+"""Not strict: a string may hold what an editor has broken its line with."""
+
+
+def _line_of(found: Record, text: str) -> Iterator[bytes]:
+    """An object as a line, if it is a record of a known type; and the text that it was read from."""
+    with suppress(TypeError, records.DamagedLine):
+        try:
+            line = records.encode(found)
+        except TypeError:  # a number of more than 64 bits, say, which readers round
+            line = records.encode(records.decode(text.encode()))
+        if records.decode(line)["type"] in records.TYPES:
+            yield line.rstrip(b"\n")
+
+
+def _is_record(line: bytes) -> bool:
+    with suppress(records.DamagedLine):
+        return b"{" in line and bool(records.decode(line))
+    return False
 
 
 # --- The files of one session ----------------------------------------------------------------------
@@ -287,7 +388,10 @@ def _is_ours_alone(layout: Layout) -> bool:
     ours = {os.path.basename(path) for path in (layout.sessions, layout.attachments, layout.locks)}
     database = os.path.basename(layout.index)
     try:
-        return all(name in ours or name.startswith((".git", "sessions", database)) for name in os.listdir(layout.home))
+        return all(
+            name in ours or name.startswith((".git", "sessions", "search.db", database))
+            for name in os.listdir(layout.home)
+        )
     except OSError:
         return False
 

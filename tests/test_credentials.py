@@ -72,6 +72,10 @@ def pem(label: str, data: str, headers: str = "", newline: str = "\n") -> tuple[
     return whole.replace("\n", newline), lines[0]
 
 
+def with_crc_of_grafana(drawn: str) -> str:
+    return f"glsa_{drawn}_{zlib.crc32(f'glsa_{drawn}'.encode()).to_bytes(4, 'little').hex()}"
+
+
 def github(kind: str) -> Callable[[Draw], tuple[str, str]]:
     return lambda draw: ("GitHub token", with_crc(f"gh{kind}_", draw(BASE62, 30)))
 
@@ -128,6 +132,29 @@ KEYS: dict[str, Callable[[Draw], tuple[str, str]]] = {
     "Atlassian token": lambda draw: ("Atlassian token", "ATATT3" + draw(URL64, 186)),
     "Linear key": lambda draw: ("Linear key", "lin_api_" + draw(BASE62, 40)),
     "Notion token": lambda draw: ("Notion token", f"ntn_{draw('123456789', 11)}{draw(BASE62, 35)}"),
+    "GitLab token for SCIM": lambda draw: ("GitLab token", "glsoat-" + draw(URL64, 20)),
+    "GitLab token of a feed": lambda draw: ("GitLab token", "glft-" + draw(URL64, 20)),
+    "GitLab token of an agent": lambda draw: ("GitLab token", "glagent-" + draw(URL64, 50)),
+    "Google client secret": lambda draw: ("Google client secret", "GOCSPX-" + draw(URL64, 28)),
+    "Slack token of a browser": lambda draw: (
+        "Slack token",
+        f"xoxc-{draw('123456789', 12)}-{draw('123456789', 12)}-{draw('123456789', 13)}-{draw(HEX, 64)}",
+    ),
+    "Slack cookie": lambda draw: ("Slack token", f"xoxd-{draw(BASE64, 90)}%2B{draw(BASE64, 60)}%3D%3D"),
+    "Stripe secret of a webhook": lambda draw: ("Stripe key", "whsec_" + draw(BASE62, 32)),
+    "Stripe secret of its CLI": lambda draw: ("Stripe key", "whsec_" + draw(HEX, 64)),
+    "Grafana token": lambda draw: ("Grafana token", with_crc_of_grafana(draw(BASE62, 32))),
+    "Grafana token of a cloud": lambda draw: ("Grafana token", "glc_" + "eyJvIjoi" + draw(BASE62, 90)),
+    "New Relic key": lambda draw: ("New Relic key", "NRAK-" + draw(string.digits + string.ascii_uppercase, 27)),
+    "Postman key": lambda draw: ("Postman key", f"PMAK-{draw(HEX, 24)}-{draw(HEX, 34)}"),
+    "Figma token": lambda draw: ("Figma token", "figd_" + draw(URL64, 40)),
+    "Supabase token": lambda draw: ("Supabase token", "sbp_" + draw(HEX, 40)),
+    "PlanetScale token": lambda draw: ("PlanetScale token", "pscale_tkn_" + draw(URL64, 43)),
+    "LangSmith key": lambda draw: ("LangSmith key", f"lsv2_pt_{draw(HEX, 32)}_{draw(HEX, 10)}"),
+    "LangSmith key of a service": lambda draw: ("LangSmith key", f"lsv2_sk_{draw(HEX, 32)}_{draw(HEX, 10)}"),
+    "Doppler token": lambda draw: ("Doppler token", "dp.pt." + draw(BASE62, 43)),
+    "Doppler token of a service": lambda draw: ("Doppler token", "dp.st.prd." + draw(BASE62, 40)),
+    "Hugging Face token of an organization": lambda draw: ("Hugging Face token", "api_org_" + draw(LETTERS, 34)),
     "age key": lambda draw: ("age key", bech32("age-secret-key-", draw(LETTERS, 32).encode()).upper()),
     "age key, post-quantum": lambda draw: ("age key", bech32("age-secret-key-pq-", draw(LETTERS, 32).encode()).upper()),
 }
@@ -135,11 +162,44 @@ KEYS: dict[str, Callable[[Draw], tuple[str, str]]] = {
 
 BASE64_DIGITS = base64.b64encode(bytes(range(7, 250, 3))).decode().rstrip("=")
 
+
+def discord(digits: int) -> Callable[[Draw], tuple[str, str, str]]:
+    """A token that begins with the bot's number."""
+    return lambda draw: at(
+        "Discord token",
+        "DISCORD=" + base64.b64encode(draw("123456789", digits).encode()).decode().rstrip("=") + ".",
+        f"{draw(URL64, 6)}.{draw(URL64, 38)}",
+    )
+
+
+def putty(draw: Draw) -> tuple[str, str, str]:
+    lines = ["PuTTY-User-Key-File-3: ssh-ed25519", "Encryption: none", "Comment: mine", "Public-Lines: 2"]
+    lines += [draw(BASE64, 64), draw(BASE64, 24), "Private-Lines: 2", draw(BASE64, 64), draw(BASE64, 24)]
+    return "private key", "\n".join([*lines, f"Private-MAC: {draw(HEX, 64)}"]), lines[7]
+
+
 IN_PLACE: dict[str, Callable[[Draw], tuple[str, str, str]]] = {
     "Slack webhook": lambda draw: at(
         "Slack webhook",
         "https://hooks.slack.com/services/",
         f"T{draw(BASE32, 9)}/B{draw(BASE32, 10)}/{draw(BASE62, 24)}",
+    ),
+    "Slack webhook of a workflow": lambda draw: at(
+        "Slack webhook",
+        "https://hooks.slack.com/workflows/",
+        f"T{draw(BASE32, 9)}/A{draw(BASE32, 10)}/{draw('123456789', 18)}/{draw(BASE62, 24)}",
+    ),
+    "Slack webhook of a trigger": lambda draw: at(
+        "Slack webhook",
+        "https://hooks.slack.com/triggers/",
+        f"T{draw(BASE32, 9)}/{draw('123456789', 13)}/{draw(HEX, 32)}",
+    ),
+    **{f"Discord token, {digits} digits": discord(digits) for digits in (17, 18, 19)},
+    "npm token of 2014": lambda draw: at(
+        "npm token", "//registry.npmjs.org/:_authToken=", "-".join(draw(HEX, n) for n in (8, 4, 4, 4, 12)), "\n"
+    ),
+    "Azure key": lambda draw: at(
+        "Azure key", "SharedAccessKeyName=Root;SharedAccessKey=", draw(BASE64, 43) + "=", ";EntityPath=x"
     ),
     "Discord webhook": lambda draw: at(
         "Discord webhook",
@@ -174,6 +234,21 @@ IN_PLACE: dict[str, Callable[[Draw], tuple[str, str, str]]] = {
     "private key, quoted": lambda draw: (
         "private key",
         *pem("PRIVATE KEY", "MIIE" + draw(BASE64, 900), newline="\n> "),
+    ),
+    "private key of PuTTY": putty,
+    "bearer token": lambda draw: at("bearer token", "Authorization: Bearer ", f"x7{draw(BASE62, 30)}Q", "'"),
+    "bearer token in code": lambda draw: at("bearer token", '{\\"Authorization\\": \\"Bearer ', draw(HEX, 40), '\\"}'),
+    "password for curl": lambda draw: at(
+        "password", "curl --silent https://x.org/y \\\n  -u me:", f"7x{draw(BASE62, 14)}Q", " | jq ."
+    ),
+    "password for curl, quoted": lambda draw: at(
+        "password", "curl --user 'me:", f"7x{draw(BASE62, 14)}Q", "' https://x.org/y"
+    ),
+    "password in YAML": lambda draw: at(
+        "password",
+        "db:\n  db_password: ",
+        "".join(draw(kind, 1) for kind in (string.digits, "Gh", "ax", "QZ") * 4),
+        "\n",
     ),
     "password in a URL": lambda draw: at(
         "password in a URL", "postgresql://me:", f"7x{draw(BASE62, 20)}Q", "@db.internal/x"
@@ -242,13 +317,45 @@ def test_secrets_in_their_place(name: str, seed: int) -> None:
         assert_hidden(whole, secret)
 
 
-@pytest.mark.parametrize("name", [name for name in KEYS if name.startswith(("GitHub token ", "npm", "age"))])
+@pytest.mark.parametrize(
+    "name", [name for name in KEYS if name.startswith(("GitHub token ", "npm", "age")) or name == "Grafana token"]
+)
 def test_a_wrong_check_digit_is_no_key(name: str) -> None:
     for seed in range(20):
         _, key = KEYS[name](drawing(seed))
         other = "Q" if key[-8] != "Q" else "P"
         assert found(key[:-8] + other + key[-7:]) == []
         assert found(key[:-1] + ("Q" if key[-1] != "Q" else "P")) == []
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "\x1b[32m",
+        "\x1b[1;38;5;214m",
+        "\\u001b[32m",
+        "\\x1b[0m",
+        "[32m",
+        "key%3D",
+        "%22",
+        "\\u0022",
+        "\\\\u0022",
+        "\\u003d",
+        "\\x22",
+    ],
+)
+@pytest.mark.parametrize("name", ["Anthropic key", "AWS access key", "Grafana token", "Stripe key"])
+def test_a_key_behind_an_escaped_character(name: str, before: str) -> None:
+    kind, key = KEYS[name](drawing(3))
+    for behind in ("", "\x1b[0m", "\\u001b[0m", "%22", "\\u0022", "&"):
+        assert found(f"Look: {before}{key}{behind}") == [(kind, key)]
+
+
+@pytest.mark.parametrize("before", ["risk-", "x", "_", "m", "32m", "]m", "u0022", "3D"])
+def test_a_key_inside_a_word_is_none(before: str) -> None:
+    for name in ("Anthropic key", "Slack token of a bot", "Groq key"):
+        _, key = KEYS[name](drawing(3))
+        assert found(before + key) == []
 
 
 def test_several_in_one_text() -> None:
@@ -330,6 +437,53 @@ MADE_UP = [
     "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA...\n-----END RSA PRIVATE KEY-----",
     "-----BEGIN CERTIFICATE-----\n" + BASE64_DIGITS,
     "-----BEGIN PUBLIC KEY-----\n" + BASE64_DIGITS,
+    "-----BEGIN OPENSSH PRIVATE KEY----- and Private-Lines: 14",
+    "whsec_" + "x" * 32,
+    "whsec_your_webhook_secret",
+    "https://hooks.slack.com/workflows/T00000000/A00000000/000000000000000000/" + "X" * 24,
+    "GOCSPX-" + "x" * 28,
+    "glsa_" + "x" * 32 + "_00000000",
+    "figd_" + "x" * 40,
+    "_authToken=00000000-0000-0000-0000-000000000000",
+    "_authToken=${NPM_TOKEN}",
+    "SharedAccessKey=" + "x" * 43 + "=",
+    "a.MTIzNDU2Nzg5MDEyMzQ1Njc4.abcdef." + "x" * 38,
+    "foo.barbaz.thisIsAMethodWithAVeryLongNameInJava8",
+    # names of what is no secret
+    "GPG_KEY=" + "A035C8C19219BA821ECEA86B64E628F8D684696D",
+    "PUBLIC_KEY=MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE7x9Qz2LkVw",
+    "CACHE_KEY=v1-deps-9f86d081884c7d659a2feaa0c55ad015",
+    "PRIMARY_KEY=id_9f8e7d6c5b4a3f2e",
+    "export SORT_KEY=q8Kx7Lm2Tz91",
+    "MY_PARTITION_KEY=q8Kx7Lm2Tz91",
+    "KEY=ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI",
+    *(
+        f'"{name}": "CAUQ7x9Qz2LkVw8RtYbN"'
+        for name in (
+            "nextPageToken",
+            "pageToken",
+            "next_page_token",
+            "continuationToken",
+            "csrf_token",
+            "csrfmiddlewaretoken",
+        )
+    ),
+    "CSRF_TOKEN=q8Kx7Lm2Tz91",
+    # of unquoted values, and in headers, only what was drawn at random
+    "password: Optional[str]",
+    "password: correcthorse12battery",
+    "password: getPassword2FromVault",
+    "token: 9f86d081884c7d659a2feaa0c55ad015",
+    "The password: hG7xQ2mZ9kLw4RtY is not in an entry",
+    "Authorization: Bearer abc123def456",
+    "Authorization: Bearer mF_9.B5f-4.1JqM",
+    "Authorization: Bearer 2YotnFZFEjr1zCsicMWpAA",
+    "Authorization: Bearer YOUR_ACCESS_TOKEN_2_GOES_HERE",
+    "Authorization: Bearer eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.SflKxwRJSMeKKF2QT4fw",
+    "Bearer x7Qz2LkVw8RtYbN4mK9p is no header",
+    "curl -u username:password123 https://x.org",
+    "curl -u $USER:$PASSWORD_1 https://x.org",
+    "docker run -u me:7xQz2LkVw8RtYbN image",
     # a JSON Web Token, as jwt.io shows it
     "token = 'eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV'",
     # passwords of manuals, in URLs and behind names
@@ -446,6 +600,26 @@ def test_time_grows_with_the_text_only(environment: dict[str, str]) -> None:
         f" {MIDDLE}sk-",
         "eyJ.",
         "ghs_1_eyJ",
+        "xoxd-%2B",
+        "xoxd-",
+        "dp.st.a.",
+        "pscale_pw_",
+        "glc_eyJ",
+        "Private-Lines: 1\\n",
+        "MTIzMTIzMTIzMTIzMTIzMTIz.",
+        "password: ",
+        "\n" + "-" * 50 + ": aB1aB1aB1aB1",
+        "\n" + " >" * 15 + "x" * 30 + "token: aB1aB1aB1aB1",
+        "\n password: aB1",
+        ": a",
+        "Authorization: Bearer ",
+        "Bearer a",
+        "curl ",
+        "curl -u a:b",
+        "curl -u me:x7Qz2LkV ",
+        " -u a:",
+        "\x1b[0m",
+        "[;;;;",
     ]
     command = [sys.executable, "-c", SCAN]
     subprocess.run(command, input=repr(worst).encode(), env=environment, check=True, timeout=600)
@@ -458,6 +632,7 @@ def test_the_text_of_a_line() -> None:
     found_there = records.text_of(rb'{"type":"x","a":[{"\u0062":"\u0063\n"}],"n":1}').split("\n")
     assert sorted(found_there) == ["", "a", "b", "c", "n", "type", "x"]
     assert records.text_of(b'{"type":"x", torn \\u0041\\n\\\\n\\"') == '{"type":"x", torn A\n\\n"'
+    assert records.text_of('{"type":"é\\n"'.encode("utf-16-le")) == '{"type":"\ufffd\n"'
     assert records.text_of(b"\xff[") == "\ufffd["
     assert records.text_of(b"") == ""
     deep = b'{"type":"x","a":' + b"[" * 900 + b'"deep"' + b"]" * 900 + b"}"

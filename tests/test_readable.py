@@ -105,6 +105,12 @@ def test_what_a_crash_or_an_editor_leaves_hides_nothing(before: bytes) -> None:
     assert block(before + line) == block(line) == block(line.replace(b"\n", b"\r\n"))
 
 
+def test_utf_16_is_shown_as_bytes_not_as_other_text() -> None:
+    line = stores.line(stores.message(0, "user", "䅂䍄")).decode()
+    for codec in ("utf-16-le", "utf-16-be"):
+        assert b'"\\x00t\\x00y\\x00p\\x00e\\x00"' in block(line.encode(codec))
+
+
 def test_a_conversation_does_not_drive_the_terminal() -> None:
     evil = "\x1b]0;title\x07\x9b2J\u202e\r\ud800"
     record = {"type": "message", "role": evil, "content": evil, "model": evil, "thinking": evil, "created_at": evil}

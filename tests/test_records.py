@@ -104,6 +104,27 @@ def test_nul_runs_are_dropped(record: dict[str, Any], data: st.DataObject) -> No
     assert records.decode(line[:at] + b"\0" * 4096 + line[at:]) == record
 
 
+@given(st.lists(st.sampled_from([b"\0", b"\0\0", b"\r", b"\n", BOM, b"a", b" "])).map(b"".join))
+def test_what_is_cleaned_is_clean(line: bytes) -> None:
+    assert records.cleaned(records.cleaned(line)) == records.cleaned(line)
+
+
+def test_a_line_in_utf_16_is_not_read_as_another() -> None:
+    """Without its NUL bytes 䅂䍄 would be BACD, or ABCD."""
+    text = records.encode(records.message("user", "price 䅂䍄")).decode().rstrip("\n")
+    for codec in ("utf-16-le", "utf-16-be"):
+        with pytest.raises(records.DamagedLine, match="not JSON"):
+            records.decode(text.encode(codec))
+
+
+def test_one_nul_byte_at_either_end_of_a_line_is_dropped() -> None:
+    """A block of the disk that was not written may begin with the last byte of a line, or end with its first."""
+    record = records.message("user", "Hi")
+    line = records.encode(record).rstrip(b"\n")
+    for whole in (b"\0" + line + b"\n", line + b"\0", line + b"\0\n", line + b"\0\r\n"):
+        assert records.decode(whole) == record
+
+
 @pytest.mark.parametrize("front", [BOM, BOM * 3000, b" \t", b"\0" + BOM + b"\0"])
 @pytest.mark.parametrize("end", [b"\r\n", b" \t\r\n", b"\n", b""])
 def test_what_editors_put_around_a_line_is_no_damage(front: bytes, end: bytes) -> None:

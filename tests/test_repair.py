@@ -22,6 +22,8 @@ from stores import fail, header, line, make, message, new_id, succeed, turn
 
 from ollama_prompt import records, repair, session_file
 from ollama_prompt.errors import StoreWriteFailed
+from ollama_prompt.indexer import Indexer
+from ollama_prompt.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,6 +237,144 @@ def test_a_header_that_is_made_says_no_more_than_was_known() -> None:
 def test_the_header_of_the_other_file_is_better_than_none() -> None:
     whole = stores.lines(ONE)
     assert repair.mended(whole.partition(b"\n")[2], ONE, whole)[0] == whole
+
+
+# --- Records in damaged lines ----------------------------------------------------------------------
+
+KNOWN = RECORDS.filter(lambda record: record["type"] in records.TYPES)
+WHOLE_FILES = st.lists(KNOWN, max_size=9, unique_by=lambda record: record.get("id", str(record))).map(
+    lambda found: [header(ONE), *(record for record in found if record["type"] != "session")]
+)
+
+
+def nested(record: Json, depth: int) -> Json:
+    """A record of a later release, with what looks like the beginning of others in it."""
+    for number in range(depth):
+        record = record | {"later": {"type": ["{", {"type": record["type"], "deep": record, "n": number}]}}
+    return record
+
+
+def pretty(record: Json, indent: int) -> bytes:
+    return json.dumps(record, indent=indent, ensure_ascii=False).encode() + b"\n"
+
+
+@given(WHOLE_FILES, st.integers(0, 4), st.integers(0, 5), st.booleans())
+def test_a_file_that_was_reformatted_is_as_it_was(found: list[Json], indent: int, depth: int, is_ended: bool) -> None:
+    found = [nested(record, depth) for record in found]
+    data = b"".join(pretty(record, indent) for record in found)
+    mended, reasons = repair.mended(data if is_ended else data[:-1], ONE)
+    assert mended == b"".join(map(line, found))
+    assert reasons["recovered"] == len(found)
+    assert repair.mended(mended, ONE) == (mended, {})
+
+
+@given(WHOLE_FILES, st.data())
+def test_records_that_lost_the_newline_between_them(found: list[Json], data: st.DataObject) -> None:
+    lost = data.draw(st.lists(st.sampled_from([b"", b" ", b"\0", b"\0\0\0", b"\n", b"\n"]), min_size=len(found)))
+    written = data.draw(st.lists(st.sampled_from([*WRITTEN[:4], *WRITTEN[5:]]), min_size=len(found)))
+    texts = [write(line(record)[:-1]) for record, write in zip(found, written, strict=False)]
+    mended, _ = repair.mended(b"".join(text + end for text, end in zip(texts, lost, strict=False)), ONE)
+    assert [json.loads(text) for text in mended.split(b"\n")[:-1]] == found
+    assert repair.mended(mended, ONE) == (mended, {})
+
+
+LAST = message(8, "user", "Behind")
+
+
+@pytest.mark.parametrize(
+    ("damaged", "reasons"),
+    [
+        (b'{"type":"message","id":"' + line(LAST), {"damaged": 1, "recovered": 1}),
+        (b'{"type":"message","content":"Torn' + line(LAST), {"damaged": 1, "recovered": 1}),
+        (b'{"type":"message","role":"user","content":"{\\"type\\"' + line(LAST), {"damaged": 1, "recovered": 1}),
+        (line(LAST)[:-1] + b'{"type":"message","id":"\n', {"damaged": 1, "recovered": 1}),
+        (line(LAST)[:-1] + b" }] behind\n", {"damaged": 1, "recovered": 1}),
+        (b"{}[1] " + pretty(LAST, 2).replace(b"\n", b"\r\n"), {"damaged": 7, "recovered": 1}),
+        (
+            b"x" + line(LAST) + MARKERS[2] + b"x" + line(LAST),
+            {"damaged": 2, "recovered": 2, "markers": 1, "repeated": 1},
+        ),
+        (line(LAST)[:-1], {"torn": 1}),
+        (line(LAST)[:-1] + b'{"type":"message"', {"torn": 1, "recovered": 1}),
+        (line(message(8, "user", "Be\nhind")).replace(b"\\n", b"\n"), {"damaged": 2, "recovered": 1}),
+        (line(message(8, "user", "Be\0hind")).replace(b"\\u0000", b"\0"), {"damaged": 1, "recovered": 1}),
+        (line(LAST | {"n": 7}).replace(b"7", b"7" * 30) * 2, {}),
+        (b"x" + line(LAST | {"n": 7}).replace(b"7", b"7" * 30), {"damaged": 1, "recovered": 1}),
+    ],
+)
+def test_a_whole_record_in_a_damaged_line(damaged: bytes, reasons: dict[str, int]) -> None:
+    mended, found = repair.mended(WHOLE + damaged, ONE)
+    assert json.loads(mended.splitlines()[-1])["content"].replace("\n", "").replace("\0", "") == "Behind"
+    assert mended.startswith(WHOLE)
+    assert mended.count(b"\n") == WHOLE.count(b"\n") + 1
+    assert found == (reasons or {"repeated": 1})
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'x{"type":"pinned","why":"a later release"}\n',
+        b'x{"type":"message","role":"user"}\n',
+        b'x{"type":7,"content":"7"}\n',
+        b'x{"role":"user","content":"x"}\n',
+        b'x{"type":"message","role":"user","content":"\\ud800"}\n',
+        b'x{"type":"later","deep":' + line(LAST)[:-1] + b"}\n",
+    ],
+)
+def test_what_is_no_record_is_not_taken_for_one(damaged: bytes) -> None:
+    assert repair.mended(WHOLE + damaged, ONE) == (WHOLE, {"damaged": 1})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{" * 4_000_000,
+        b'{"type"' * 500_000,
+        b'{"type":[' * 300_000,
+        b'{"type":[' * 400 + b"1," * 500_000,
+        b'{"type":1,"a":[' + b'{"type":1},' * 300_000,
+        b'{"type":"' + b'\\"' * 2_000_000,
+    ],
+    ids=lambda data: str(data[:12]),
+)
+def test_the_time_for_garbage_grows_with_its_length(data: bytes) -> None:
+    """Were it quadratic, this would take hours."""
+    before = time.process_time()
+    repair.mended(data, ONE)
+    assert time.process_time() - before < 60
+
+
+# --- UTF-16 ----------------------------------------------------------------------------------------
+
+CODECS = st.sampled_from([("utf-16-le", b"\xff\xfe"), ("utf-16-be", b"\xfe\xff")])
+
+
+@given(WHOLE_FILES, st.lists(st.text(), max_size=9), CODECS, st.sampled_from(["\n", "\r\n"]), st.integers(0, 9))
+def test_a_file_saved_in_utf_16(
+    found: list[Json], texts: list[str], codec: tuple[str, bytes], end: str, since: int
+) -> None:
+    """With turns that were added in UTF-8 since, behind a newline, as a line seemed to be torn there."""
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]
+    found += [{"type": "message", "role": "user", "content": text} for text in texts]
+    count = max(len(found) - since, 1)
+    data = codec[1] + "".join(line(record)[:-1].decode() + end for record in found[:count]).encode(codec[0])
+    data += (b"" if data.endswith(b"\n") else b"\n") if since else b""
+    mended, reasons = repair.mended(data + b"".join(map(line, found[count:])), ONE)
+    assert mended == b"".join(map(line, found))
+    assert "utf16" in reasons
+    assert set(reasons) <= {"utf16", "crlf"}
+    assert repair.mended(mended, ONE) == (mended, {})
+
+
+def test_no_text_in_utf_16_is_read_as_another(run: Run, home: Path, read: Any) -> None:
+    prices = [header(ONE), message(1, "user", "price 䅂䍄"), message(2, "assistant", "€")]
+    data = "".join(line(record).decode() for record in prices).encode("utf-16")
+    assert read(data, ONE)[0] == []
+    path = make(home, 1, data)
+    (item,) = mend(run)
+    assert item["reason"] == "mended: text in UTF-16: 1"
+    assert path.read_bytes() == b"".join(map(line, prices))
+    assert [text["content"] for text in run("--session-info", ONE).json["messages"]] == ["price 䅂䍄", "€"]
 
 
 # --- Conflict markers ------------------------------------------------------------------------------
@@ -536,6 +676,70 @@ def test_backups_go_with_their_session(run: Run, home: Path, command: tuple[str,
     assert len(kept(young)) == (command != ("--purge", "0"))
 
 
+@pytest.fixture
+def orphan(run: Run, home: Path) -> Path:
+    """A backup from 2020 of a session whose file has gone with a pull."""
+    path = make(home, 1, DAMAGED["damaged"])
+    make(home, 2)
+    mend(run)
+    path.unlink()
+    (backup,) = kept(path)
+    return backup.rename(path.with_name(f"{ONE}.20200101T000000Z.damaged.bak"))
+
+
+def test_a_backup_alone_can_be_deleted(run: Run, orphan: Path) -> None:
+    assert succeed(run("--delete", ONE)).json == {"deleted": ONE}
+    assert not orphan.exists()
+    fail(run("--delete", ONE), "session_not_found")
+    assert len(stores.assert_agreement(run)) == 1
+
+
+@pytest.mark.parametrize("days", ["0", "30"])
+def test_a_purge_removes_what_was_kept_of_sessions_that_are_gone(run: Run, home: Path, orphan: Path, days: str) -> None:
+    there = tree(home / "sessions")
+    planned = succeed(run("--purge", days, "--dry-run")).json
+    assert ONE in planned["sessions"]
+    assert tree(home / "sessions") == there
+    done = succeed(run("--purge", days)).json
+    assert done["sessions"] == planned["sessions"]
+    assert not list(home.rglob(f"*{ONE}*"))
+    assert succeed(run("--purge", days)).json["removed"] == 0
+
+
+def test_a_purge_leaves_a_young_backup(run: Run, home: Path, orphan: Path) -> None:
+    """As young as its name says, or else its file."""
+    now = time.gmtime()
+    young = orphan.with_name(f"{ONE}.{time.strftime('%Y%m%dT%H%M%SZ', now)}.torn.bak")
+    by_hand = [orphan.with_name(f"{ONE}.{name}.bak") for name in ("young", "old")]
+    for backup in (young, *by_hand):
+        backup.write_bytes(b"")
+    for backup in (young, by_hand[1]):
+        os.utime(backup, (0, 0))
+    for dry in (["--dry-run"], []):
+        assert ONE in succeed(run("--purge", "30", *dry)).json["sessions"]
+    assert kept(orphan.with_name(f"{ONE}.jsonl")) == sorted([young, by_hand[0]])
+    assert ONE not in succeed(run("--purge", "30")).json["sessions"]
+
+
+def test_a_purge_leaves_the_backups_of_what_may_not_be_read(
+    home: Path, orphan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores.refuse(monkeypatch, make(home, 1))
+    removed, _ = Indexer(Layout(str(home)), lambda _: None).purge(30, False)
+    assert removed == [new_id(2)]
+    assert orphan.exists()
+
+
+@pytest.mark.parametrize("command", [("--delete", ONE), ("--purge", "0")])
+def test_a_backup_whose_session_is_held_stays(run: Run, home: Path, orphan: Path, command: tuple[str, ...]) -> None:
+    filelock = pytest.importorskip("filelock")
+    with filelock.FileLock(home / "locks" / f"{ONE}.lock"):
+        result = run(*command)
+        assert result.returncode or result.json["skipped"] == [ONE]
+        assert succeed(run("--purge", "0", "--dry-run")).json["skipped"] == [ONE]
+    assert orphan.exists()
+
+
 # --- Permissions and leftovers ---------------------------------------------------------------------
 
 
@@ -633,6 +837,17 @@ def test_a_corrupt_index_is_built_again(run: Run, home: Path, how: str) -> None:
         "reason": "built again: the index was corrupt",
     }  # fmt: skip
     assert succeed(run("--check")).json["index"] == "ok"
+
+
+def test_an_index_that_is_stale_is_brought_up_to_date(run: Run, home: Path) -> None:
+    """Though nothing else is to be mended."""
+    path = make(home, 1)
+    succeed(run("--list-sessions"))
+    mend_all(run)
+    stores.add(path, line(message(9, "user", "More")))
+    assert run("--check").json["index"] == "stale"
+    assert mend_all(run) == []
+    assert run("--check").json["index"] == "ok"
 
 
 def test_a_foreign_index_stays_as_it_is(run: Run, home: Path) -> None:
@@ -765,3 +980,11 @@ def test_killed_at_every_step(killed: Killed, home: Path, first: int) -> None:
         assert found == said, step
         assert not list(home.rglob("*.tmp"))
         assert killed.run("--check", "--repair").json["repaired"] == []
+
+
+def test_backups_stay_out_of_a_git_that_an_earlier_release_set_up(home: Path) -> None:
+    path = make(home, 1, stores.lines(new_id(1)) + b"garbage\n")
+    (home / ".gitignore").write_text("/sessions.db\n", encoding="utf-8")
+    Indexer(Layout(str(home)), lambda _: None).repair()
+    assert list(path.parent.glob("*.bak"))
+    assert "*.bak" in (home / ".gitignore").read_text(encoding="utf-8").splitlines()

@@ -324,7 +324,7 @@ PIECES = st.sampled_from(
     [ONE, TWO, b"\n", b"\r\n", b"\0" * 40, b"torn", b"x" * 150, b"\xff\xfe\n", "{\u2028}\n".encode(), b'"undo"\n']
     + [stores.line(stores.message(n, "user", "m" * 30 * n)) for n in range(3, 6)]
     + [stores.line(stores.header(ID)), stores.line({"type": "undo", "id": "u", "ids": [stores.new_id(1)]})]
-    + [b'{"type":"\\u0075ndo","ids":["%s"]}\n' % stores.new_id(2).encode(), b'{"type":"un\0do","ids":["x"]}\n']
+    + [b'{"type":"\\u0075ndo","ids":["%s"]}\n' % stores.new_id(2).encode(), b'{"type":"un\0\0do","ids":["x"]}\n']
 )
 FILES = st.lists(PIECES | st.binary(max_size=20), max_size=14).map(b"".join)
 
