@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from ollama_prompt import records, removal, repair, session_file
 from ollama_prompt.catalogue import id_of
-from ollama_prompt.errors import SessionBusy, StoreError, StoreUnreadable
+from ollama_prompt.errors import SessionBusy, StoreError, StoreUnreadable, StoreWriteFailed
 from ollama_prompt.index import Row
 
 TYPE_CHECKING = False
@@ -69,8 +69,8 @@ def mend(indexer: Indexer) -> list[dict[str, Any]]:
 
     Sessions in use are left alone. What cannot be mended holds up nothing else; it is raised at the end.
     """
-    if os.path.exists(os.path.join(indexer.layout.home, ".gitignore")):
-        indexer.layout.complete_git_files()  # one of an earlier release would let git take the backups
+    with suppress(StoreWriteFailed):
+        indexer.layout.complete_git_files()  # those of an earlier release would let git take the backups
     done = repair.tighten(indexer.layout, _index_files(indexer))  # what may not be read cannot be mended
     failed: list[StoreError] = []
     files: dict[str, list[str]] = {}

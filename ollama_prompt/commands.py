@@ -68,10 +68,14 @@ def list_with_windows(indexer: Indexer, limit: int | None) -> tuple[list[dict[st
     """The listing as values, each with `max_context_tokens` too; and how many there are without `limit`."""
     import json
 
+    from ollama_prompt.config import DEFAULT_MAX_CONTEXT_TOKENS
+
     lines, total = list_sessions(indexer, limit)
     sessions = [json.loads(line) for line in lines]
     limits = indexer.window_limits(session["path"] for session in sessions)
-    return [session | {"max_context_tokens": limits.get(session["path"])} for session in sessions], total
+    for session in sessions:
+        session["max_context_tokens"] = limits.get(session["path"], DEFAULT_MAX_CONTEXT_TOKENS)
+    return sessions, total
 
 
 DEFAULT_MATCHES = 20

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, TextIO
 
-    from ollama_prompt.terminal import ProgressBar
+    from ollama_prompt.progress import ProgressBar
 
 
 PIECE = 1000
@@ -224,7 +224,7 @@ class _Progress:
         if cls._began is None:
             cls._began = time.monotonic()
         if cls._bar is None and time.monotonic() - cls._began >= cls.DELAY and is_terminal(sys.stderr):
-            from ollama_prompt.terminal import ProgressBar
+            from ollama_prompt.progress import ProgressBar
 
             cls._bar = ProgressBar()
         if cls._bar is not None:

@@ -252,16 +252,12 @@ class Indexer:
         return lines
 
     def window_limits(self, paths: Iterable[str]) -> dict[str, int]:
-        """How many tokens of the conversations in these files may be sent."""
-        from ollama_prompt.config import DEFAULT_MAX_CONTEXT_TOKENS
-
-        names = {self.layout.name(path): path for path in paths}
-        rows = self.catalogue.at(names)
-        return {
-            path: rows[name].saved["settings"].get("max_context_tokens", DEFAULT_MAX_CONTEXT_TOKENS)
-            for name, path in names.items()
-            if name in rows
+        """How many tokens of the conversations in these files may be sent, where they say it."""
+        settings = {
+            path: row.saved["settings"] for path, row in self.catalogue.at(map(self.layout.name, paths)).items()
         }
+        limits = {self.layout.absolute(path): each.get("max_context_tokens") for path, each in settings.items()}
+        return {path: limit for path, limit in limits.items() if limit is not None}
 
     def search(self, query: str, scope: Scope, limit: int | None, best_first: bool) -> tuple[list[dict[str, Any]], int]:
         """What was said with these words in it: (matches, how many there are without `limit`).

@@ -1,7 +1,7 @@
-"""What a person sees at a terminal, made with rich: tables, conversations, Markdown while it arrives, progress.
+"""What a person sees at a terminal, made with rich: tables, conversations, Markdown while it arrives.
 
-Only where stdout (for progress: stderr) is a terminal that can move its cursor; everywhere else text is plain
-(`render`). Text from files and models has its control characters made visible before rich sees it.
+Only where stdout is a terminal that can move its cursor; everywhere else text is plain (`render`). Text from files and
+models has its control characters made visible before rich sees it.
 
 Markdown that arrives piece by piece is printed block by block: a paragraph, a list, a piece of code stays as it is once
 the next one begins. What is not ended yet is drawn again with each piece, as far as the screen is high.
@@ -21,7 +21,6 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 REDRAWS_PER_SECOND = 12
 """How often what is not ended yet is drawn again: a fast model sends more pieces than anybody sees."""
 WIDE = 100
-"""Columns from which a table has one for ids; on narrower screens they stand below the titles."""
+"""Columns from which the listing is a table."""
 _UNITS = ((86_400 * 365, "y"), (86_400 * 30, "mo"), (86_400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -54,32 +53,34 @@ def make_console() -> Console:
 
 
 def show_listing(sessions: list[dict[str, Any]], total: int) -> None:
-    """Sessions as a table, through a pager where the screen is too small; each has `max_context_tokens` too."""
+    """Sessions, through a pager where the screen is too small; each has `max_context_tokens` too."""
     out = make_console()
-    is_wide = out.width >= WIDE
-    table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="bold")
-    table.add_column("TITLE", ratio=1, no_wrap=is_wide, overflow="ellipsis")
-    if is_wide:
-        table.add_column("MODEL", max_width=24, no_wrap=True, overflow="ellipsis")
-    table.add_column("USED", justify="right", no_wrap=True)
-    table.add_column("MESSAGES", justify="right", no_wrap=True)
-    table.add_column("WINDOW", justify="right", no_wrap=True)
-    if is_wide:
-        table.add_column("SESSION", no_wrap=True, style="dim")
-    for session in sessions:
-        table.add_row(*_cells(session, is_wide))
     left_out = total - len(sessions)
-    _print_paged(out, table, *([Text(f"{left_out} more; --limit shows them", "dim")] if left_out else []))
+    more = [Text(f"{left_out} more; --limit shows them", "dim")] if left_out else []
+    shown = [_table(sessions)] if out.width >= WIDE else map(_block, sessions)
+    _print_paged(out, *shown, *more)
 
 
-def _cells(session: dict[str, Any], is_wide: bool) -> list[Text]:
-    title = Text(_line(session["title"] or ""))
-    model = [Text(_line(session["model_name"] or ""))] if is_wide else []
-    session_id = [Text(session["session_id"])] if is_wide else []
-    if not is_wide:
-        title.append(f"\n{session['session_id']}", "dim")
-    numbers = (ago(session["last_used"]), str(session["message_count"]), _share(session))
-    return [title, *model, *map(Text, numbers), *session_id]
+def _table(sessions: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="bold")
+    table.add_column("TITLE", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("MODEL", max_width=24, no_wrap=True, overflow="ellipsis")
+    for name in ("USED", "MESSAGES", "WINDOW"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("SESSION", min_width=36, no_wrap=True, style="dim")
+    for session in sessions:
+        numbers = (ago(session["last_used"]), str(session["message_count"]), _share(session))
+        cells = (_line(session["title"] or ""), _line(session["model_name"] or ""), *numbers, session["session_id"])
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _block(session: dict[str, Any]) -> Text:
+    """A session on a narrow screen."""
+    count = f"{session['message_count']} messages"
+    facts = (ago(session["last_used"]), count, _share(session), _line(session["model_name"] or ""))
+    text = Text(_line(session["title"] or ""), "bold")
+    return text.append(f"\n{' · '.join(filter(None, facts))}\n{session['session_id']}", "not bold dim")
 
 
 def _share(session: dict[str, Any]) -> str:
@@ -195,28 +196,6 @@ def _page(command: list[str], text: str) -> bool:
         return done.returncode not in {126, 127}
 
 
-# --- Progress --------------------------------------------------------------------------------------
-
-
-class ProgressBar:
-    """How far something long has come, on stderr, gone when it is over."""
-
-    def __init__(self) -> None:
-        out = Console(file=sys.stderr, highlight=False)
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=out, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self._task = self._progress.add_task("")
-        self._progress.start()
-
-    def show(self, done: int, total: int) -> None:
-        """So far."""
-        self._progress.update(self._task, completed=done, total=total)
-
-    def end(self) -> None:
-        """Remove it."""
-        self._progress.stop()
-
-
 # --- Markdown --------------------------------------------------------------------------------------
 
 
@@ -267,7 +246,7 @@ class MarkdownSink(console.TextSink):
                 self._rest = self._rest[end:]
             if not self._live.is_started:
                 self._live.start()
-            self._live.update(_LastLines(self._block(self._rest)), refresh=True)
+            self._live.update(_LastLines(self._spaced(self._rest)), refresh=True)
         self._drawn = time.monotonic()
 
     def end(self, turn: dict[str, Any]) -> None:
@@ -289,9 +268,9 @@ class MarkdownSink(console.TextSink):
 
     def _print(self, text: str) -> None:
         self._live.update("", refresh=True)
-        self._out.print(self._block(text))
+        self._out.print(self._spaced(text))
         self._printed = True
 
-    def _block(self, text: str) -> RenderableType:
+    def _spaced(self, text: str) -> RenderableType:
         """A block, with an empty line between it and the one before."""
         return Group("", make_markdown(text)) if self._printed else make_markdown(text)

@@ -593,7 +593,7 @@ def many(path: Path) -> Path:
     return make_1x(path, *(session_1x(f"session {number}", TALK) for number in range(25)))
 
 
-def test_progress_is_shown_on_a_terminal(environment: Env, tmp_path: Path) -> None:
+def test_progress_is_not_shown_for_a_moment(environment: Env, tmp_path: Path) -> None:
     path = many(tmp_path / "my.db")
     parent, child = pty.openpty()
     command = [sys.executable, "-m", "ollama_prompt", "--import", str(path)]
@@ -609,9 +609,7 @@ def test_progress_is_shown_on_a_terminal(environment: Env, tmp_path: Path) -> No
             data += piece
     os.close(parent)
     shown = data.decode()
-    assert shown.startswith("0 of 25 …")
-    assert "20 of 25 …" in shown
-    assert shown.endswith("\r\x1b[K")
+    assert shown == ""  # what is over in a moment needs none
 
 
 def test_progress_is_not_shown_in_a_pipe(run: Run, tmp_path: Path) -> None:

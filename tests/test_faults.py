@@ -1003,7 +1003,7 @@ DAMAGE: dict[str, tuple[bytes, int, int]] = {
     "invalid UTF-8": (b"".join([*LINES[:4], LINES[4].replace(b"Answer", b"Ans\xff\xfe")]), 1, 3),
     "CRLF": (b"".join(LINES).replace(b"\n", b"\r\n"), 0, 5),
     "byte order mark": (b"\xef\xbb\xbf" + b"".join(LINES), 0, 5),
-    "UTF-16": (b"".join(LINES).decode().encode("utf-16-le"), 0, 5),
+    "UTF-16": (b"".join(LINES).decode().encode("utf-16-le"), 5, 1),  # without its NULs it would be another text
     "empty": (b"", 1, 1),
     "only newlines": (b"\n" * 100, 0, 1),
     "huge damaged line": (within(b"x" * 20_000_000 + b"\n"), 1, 5),

@@ -1,0 +1,215 @@
+"""What people see at a terminal; and that nobody else sees any of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import stores
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stores import header, line, message, succeed
+
+from ollama_prompt import clock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Run
+    from standin import StandIn
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+ANSWER = """# Rivers
+
+Three **long** ones:
+
+1. The Rhine
+
+   It has a `delta`.
+2. The Danube
+
+```python
+print("Volga")
+```
+
+| river | km |
+|---|---|
+| Volga | 3530 |
+"""
+
+
+def screen(environment: dict[str, str], *args: str, rows: int = 50, columns: int = 100, **more: str) -> str:
+    """What the command shows in a terminal of this size, as text."""
+    return run_in_terminal(environment | more, ["-m", "ollama_prompt", *args, "--output", "text"], rows, columns)
+
+
+def run_in_terminal(environment: dict[str, str], python: list[str], rows: int = 50, columns: int = 100) -> str:
+    """What Python shows in a terminal of this size."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    environment = {"TERM": "xterm-256color", "PAGER": "cat"} | environment
+    process = subprocess.Popen([sys.executable, *python], stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    try:
+        while data := os.read(ours, 4096):
+            shown += data
+    except OSError:  # Linux's way to say that the other side is closed
+        pass
+    os.close(ours)
+    assert process.wait(30) == 0, shown
+    return shown.decode().replace("\r\n", "\n")
+
+
+def words(shown: str) -> str:
+    """Without colours, and without what was drawn over."""
+    return ANSI.sub("", shown)
+
+
+@pytest.fixture
+def path(home: Path) -> Path:
+    """A session that was used three hours ago."""
+    session_id = stores.new_id(1)
+    at = clock.format_time((int(time.time()) - 3 * 3600 - 60) * 1000)
+    said = [
+        message(1, "user", "Name rivers."),
+        message(2, "assistant", ANSWER, prompt_tokens=5000, tokens=2000, model="smollm2") | {"created_at": at},
+    ]
+    return stores.make(home, 1, b"".join(map(line, [header(session_id, title="Rivers [bold]x"), *said])))
+
+
+def test_a_listing(environment: dict[str, str], path: Path) -> None:
+    wide = words(screen(environment, "--list-sessions"))
+    head, row, *_ = wide.splitlines()
+    assert head.split() == ["TITLE", "MODEL", "USED", "MESSAGES", "WINDOW", "SESSION"]
+    assert re.split(r"\s{2,}", row.strip()) == ["Rivers [bold]x", "smollm2", "3 h ago", "2", "11 %", path.stem]
+    narrow = words(screen(environment, "--list-sessions", columns=40)).splitlines()
+    assert [line.strip() for line in narrow] == ["Rivers [bold]x", "3 h ago · 2 messages · 11 % · smollm2", path.stem]
+
+
+def test_matches(environment: dict[str, str], path: Path) -> None:
+    shown = screen(environment, "--search", "danube")
+    assert "\x1b[1;7mDanube\x1b[0m" in shown
+    assert f"3 h ago · assistant · {path.stem}" in words(shown)
+    assert "1 found" in words(shown)
+
+
+def test_a_conversation(environment: dict[str, str], path: Path) -> None:
+    shown = screen(environment, "--session-info", path.stem)
+    plain = words(shown)
+    assert re.search(r"window\s+7000 of 64000 tokens, 10\.9 %", plain)
+    assert "smollm2  3 h ago" in plain
+    assert "**" not in plain
+    assert "\x1b[1mlong\x1b[0m" in shown
+    raw = words(screen(environment, "--session-info", path.stem, NO_COLOR="1"))
+    assert "Three **long** ones" in raw
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02])
+def test_an_answer_is_markdown(environment: dict[str, str], ollama: StandIn, delay: float) -> None:
+    ollama.set(answer=ANSWER, delay=delay)
+    shown = screen(environment, "-p", "Hi", "--no-session", rows=12)
+    last = words(shown.rpartition("waiting for")[2])
+    for text in ("Rivers", "long", "The Rhine", "delta", 'print("Volga")', "Volga", "3530"):
+        assert text in last
+    assert "```" not in last.rpartition("3530")[2]
+    assert last.endswith("\n")
+
+
+@pytest.mark.parametrize("more", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"flag": "--plain"}])
+def test_an_answer_as_it_came(environment: dict[str, str], ollama: StandIn, more: dict[str, str]) -> None:
+    ollama.set(answer=ANSWER)
+    flags = [more.pop("flag")] if "flag" in more else []
+    shown = screen(environment | more, "-p", "Hi", "--no-session", *flags)
+    assert shown.rpartition("\x1b[K")[2] == ANSWER
+
+
+def test_an_answer_that_moves_the_cursor(environment: dict[str, str], ollama: StandIn) -> None:
+    ollama.set(answer="Red: \x1b[31m, [link](javascript:x) and [red]no markup[/red]")
+    shown = words(screen(environment, "-p", "Hi", "--no-session"))
+    assert r"Red: \x1b[31m" in shown
+    assert "[red]no markup[/red]" in shown
+
+
+def test_nothing_of_it_reaches_a_pipe(run: Run, path: Path, ollama: StandIn) -> None:
+    ollama.set(answer=ANSWER)
+    term = {"TERM": "xterm-256color", "FORCE_COLOR": "1"}
+    for flags in (["--list-sessions"], ["--search", "danube"], ["--session-info", path.stem], ["-p", "Hi"]):
+        done = succeed(run(*flags, "--output", "text", env=term))
+        assert "\x1b" not in done.stdout + done.stderr
+    assert succeed(run("-p", "Hi", "--output", "text", env=term)).stdout == ANSWER
+
+
+def test_json_stays_json_at_a_terminal(environment: dict[str, str], path: Path) -> None:
+    shown = run_in_terminal(environment, ["-m", "ollama_prompt", "--list-sessions"])
+    assert json.loads(shown)["total"] == 1
+
+
+def test_what_is_higher_than_the_screen_goes_through_the_pager(
+    environment: dict[str, str], home: Path, tmp_path: Path
+) -> None:
+    for number in range(20):
+        stores.make(home, number)
+    pager = tmp_path / "pager"
+    pager.write_text('#!/bin/sh\necho "paged $(wc -l)"\n', encoding="utf-8")
+    pager.chmod(0o755)
+    assert screen(environment, "--list-sessions", rows=10, PAGER=str(pager)).split() == ["paged", "21"]
+    assert "paged" not in screen(environment, "--list-sessions", rows=40, PAGER=str(pager))
+    assert "Question 0" in screen(environment, "--list-sessions", rows=10, PAGER=str(tmp_path / "none"))
+
+
+def test_how_long_it_takes_is_told(environment: dict[str, str], ollama: StandIn) -> None:
+    ollama.set(delay=0.8, answer="one two three four")
+    shown = run_in_terminal(environment, ["-m", "ollama_prompt", "-p", "Hi", "--no-session"])
+    assert re.search(r"waiting for smollm2 … 2 s, [123] tokens, [12] a second", shown)
+    assert json.loads(shown.rpartition("\x1b[K")[2])["response"] == "one two three four"
+
+
+def test_how_far_it_has_come(environment: dict[str, str]) -> None:
+    script = (
+        "from ollama_prompt import console; console._Progress.DELAY = 0;"
+        "[console.show_progress(number, 3) for number in range(3)]; console.write('done\\n')"
+    )
+    shown = run_in_terminal(environment, ["-c", script])
+    assert "2/3" in words(shown)
+    assert words(shown.rpartition("\x1b[2K")[2]).strip().endswith("done")
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+@given(text=st.text(st.sampled_from("a \n-#`>1.*|\t"), max_size=60), cut=st.integers(0, 60))
+@settings(max_examples=300, deadline=None)
+def test_what_has_ended_does_not_change(text: str, cut: int) -> None:
+    """Blocks before the last one are the same, whatever comes."""
+    from ollama_prompt.terminal import ended, make_markdown
+
+    def kinds(markdown: str) -> list[Any]:
+        return [(token.type, token.content) for token in make_markdown(markdown).parsed]
+
+    start, whole = ended(text[:cut]), kinds(text)
+    assert kinds(text[:start]) == whole[: len(kinds(text[:start]))]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "just now"), (59, "just now"), (60, "1 min ago"), (3 * 3600 + 5, "3 h ago"), (86_400, "1 d ago"),
+     (40 * 86_400, "1 mo ago"), (800 * 86_400, "2 y ago"), (-500, "just now")],
+)  # fmt: skip
+def test_ago(seconds: int, shown: str) -> None:
+    from ollama_prompt.terminal import ago
+
+    assert ago(clock.format_time((int(time.time()) - seconds) * 1000)) == shown
+    assert ago("nonsense") == ago(None) == ""
