@@ -24,6 +24,8 @@ LONGEST_PIECE = 1_000
 """The index is asked for so many characters of a word; what is longer is looked up in the texts."""
 SNIPPET_LENGTH = 160
 """So many characters of a document are shown, with what is searched in the middle."""
+MARKS = "⟦⟧"
+"""What a found word stands between. Markdown, code and prose have none of them."""
 MANY_SPANS = 100
 """So many occurrences are looked at for the place with most of the words."""
 
@@ -118,7 +120,7 @@ class Scope:
 
 
 def snippet(text: str, words: list[Word]) -> str:
-    """The part of the text that has most of the words, on one line, each marked: **word**."""
+    """The part of the text that has most of the words, on one line, each between marks."""
     text = composed(text)
     spans = sorted(_spans(text, words))
     if not spans:
@@ -128,7 +130,7 @@ def snippet(text: str, words: list[Word]) -> str:
     pieces, at = ["…" if start else ""], start
     for first, last, _ in spans:
         if at <= first < end:
-            pieces += [text[at:first], "**", text[first : min(last, end)], "**"]
+            pieces += [text[at:first], MARKS[0], text[first : min(last, end)], MARKS[1]]
             at = last
     pieces += [text[at:end], "…" if end < len(text) else ""]
     return " ".join("".join(pieces).split())

@@ -10,6 +10,7 @@ the next one begins. What is not ended yet is drawn again with each piece, as fa
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from rich.text import Text
 from ollama_prompt import console, interrupts
 from ollama_prompt.clock import seconds_since
 from ollama_prompt.errors import OutputClosed, OutputFailed
+from ollama_prompt.query import MARKS
 from ollama_prompt.render import visible
 
 TYPE_CHECKING = False
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
 
 REDRAWS_PER_SECOND = 12
 """How often what is not ended yet is drawn again: a fast model sends more pieces than anybody sees."""
-WIDE = 100
-"""Columns from which the listing is a table."""
+WIDE, VERY_WIDE = 100, 130
+"""Columns from which the listing is a table; and one with the models."""
 _UNITS = ((86_400 * 365, "y"), (86_400 * 30, "mo"), (86_400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -57,21 +59,22 @@ def show_listing(sessions: list[dict[str, Any]], total: int) -> None:
     out = make_console()
     left_out = total - len(sessions)
     more = [Text(f"{left_out} more; --limit shows them", "dim")] if left_out else []
-    shown = [_table(sessions)] if out.width >= WIDE else map(_block, sessions)
+    shown = [_table(sessions, with_models=out.width >= VERY_WIDE)] if out.width >= WIDE else map(_block, sessions)
     _print_paged(out, *shown, *more)
 
 
-def _table(sessions: list[dict[str, Any]]) -> Table:
+def _table(sessions: list[dict[str, Any]], with_models: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="bold")
     table.add_column("TITLE", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column("MODEL", max_width=24, no_wrap=True, overflow="ellipsis")
+    if with_models:
+        table.add_column("MODEL", max_width=24, no_wrap=True, overflow="ellipsis")
     for name in ("USED", "MESSAGES", "WINDOW"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("SESSION", min_width=36, no_wrap=True, style="dim")
     for session in sessions:
         numbers = (ago(session["last_used"]), str(session["message_count"]), _share(session))
-        cells = (_line(session["title"] or ""), _line(session["model_name"] or ""), *numbers, session["session_id"])
-        table.add_row(*map(Text, cells))
+        model = [_line(session["model_name"] or "")] if with_models else []
+        table.add_row(*map(Text, (_line(session["title"] or ""), *model, *numbers, session["session_id"])))
     return table
 
 
@@ -115,7 +118,7 @@ def show_matches(matches: list[dict[str, Any]], total: int) -> None:
 
 def _marked(snippet: str) -> Text:
     text = Text()
-    for number, part in enumerate(visible(snippet).split("**")):
+    for number, part in enumerate(re.split(f"[{MARKS}]", visible(snippet))):
         text.append(part, "bold reverse" if number % 2 else "")
     return text
 

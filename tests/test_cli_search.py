@@ -33,14 +33,14 @@ def test_it_is_found_as_it_was_asked(run: Run, ollama: StandIn) -> None:
     match = found["matches"][-1]  # before it the answer, which repeats it
     assert list(match) == ["session_id", "title", "message_id", "role", "created_at", "snippet"]
     assert match["session_id"] == turn["session_id"]
-    assert match["snippet"] == "Tell me about the **Große** **Walrus!**"
+    assert match["snippet"] == "Tell me about the ⟦Große⟧ ⟦Walrus!⟧"
     assert len(ollama.requests("/api/chat")) == 1
 
 
 def test_as_text_and_on_one_line(quick: Run, path: Path) -> None:
     text = succeed(quick("--search", "rhine", "--output", "text")).stdout
     assert text.splitlines()[0].split() == [path.stem, "2026-09-21T14:13:22Z", "assistant", "Rivers"]
-    assert "The **Rhine**" in text
+    assert "The ⟦Rhine⟧" in text
     assert "\x1b" not in text
     one = succeed(quick("--search", "rhine", "--output", "ndjson")).stdout
     assert json.loads(one) == succeed(quick("--search", "rhine")).json

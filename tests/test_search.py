@@ -131,7 +131,7 @@ def test_nothing_to_search_for(indexer: Indexer, sought: str) -> None:
 def test_all_words_in_one_message(indexer: Indexer, home: Path) -> None:
     keep(home, "red green", "green blue", number=1)
     keep(home, "red", "blue", number=2)
-    assert found(indexer, "blue green") == ["**green** **blue**"]
+    assert found(indexer, "blue green") == ["⟦green⟧ ⟦blue⟧"]
     assert found(indexer, "red blue") == []
 
 
@@ -141,7 +141,7 @@ def test_a_title_a_system_prompt_what_was_typed_and_thought(indexer: Indexer, ho
     add(path, line(message(901, "assistant", "short", thinking="the ostrich")))
     matches, _ = indexer.search("pelican", ANYWHERE, 5, False)
     keys = ("session_id", "title", "message_id", "role", "snippet")
-    assert [matches[0][key] for key in keys] == [path.stem, "About pelicans", None, None, "About **pelican**s"]
+    assert [matches[0][key] for key in keys] == [path.stem, "About pelicans", None, None, "About ⟦pelican⟧s"]
     matches, _ = indexer.search("pirate", ANYWHERE, 5, False)
     assert (matches[0]["role"], matches[0]["message_id"]) == ("system", None)
     assert len(found(indexer, "walrus")) == len(found(indexer, "ostrich")) == 1
@@ -158,7 +158,7 @@ def test_what_a_match_says(indexer: Indexer, home: Path) -> None:
             "message_id": stores.new_id(101),
             "role": "user",
             "created_at": message(101, "user", "")["created_at"][:19] + "Z",
-            "snippet": "the **second** one",
+            "snippet": "the ⟦second⟧ one",
         }
     ]
 
@@ -175,10 +175,10 @@ def test_what_was_taken_back_or_replaced_is_not_found(indexer: Indexer, home: Pa
 def test_newest_and_best_first(indexer: Indexer, home: Path) -> None:
     keep(home, "the cat sat", "catalogue", "concatenate", "a cat and a category")
     assert found(indexer, "cat") == [
-        "a **cat** and a **cat**egory", "con**cat**enate", "**cat**alogue", "the **cat** sat"
+        "a ⟦cat⟧ and a ⟦cat⟧egory", "con⟦cat⟧enate", "⟦cat⟧alogue", "the ⟦cat⟧ sat"
     ]  # fmt: skip
     assert found(indexer, "cat", best=True) == [
-        "a **cat** and a **cat**egory", "the **cat** sat", "**cat**alogue", "con**cat**enate"
+        "a ⟦cat⟧ and a ⟦cat⟧egory", "the ⟦cat⟧ sat", "⟦cat⟧alogue", "con⟦cat⟧enate"
     ]  # fmt: skip
 
 
@@ -186,11 +186,11 @@ def test_scopes(indexer: Indexer, home: Path) -> None:
     one = keep(home, "walrus one", number=1, model="smollm2:latest")
     keep(home, "walrus two", number=2, model="qwen3")
     keep(home, "walrus three", number=50_000, model="smollm2x")
-    assert found(indexer, "walrus", Scope(session_id=one.stem)) == ["**walrus** one"]
+    assert found(indexer, "walrus", Scope(session_id=one.stem)) == ["⟦walrus⟧ one"]
     for model in ("smollm2", "smollm2:latest"):
-        assert found(indexer, "walrus", Scope(model=model)) == ["**walrus** one"]
+        assert found(indexer, "walrus", Scope(model=model)) == ["⟦walrus⟧ one"]
     later = message(1_000_000, "user", "")["created_at"]
-    assert found(indexer, "walrus", Scope(since=later)) == ["**walrus** three"]
+    assert found(indexer, "walrus", Scope(since=later)) == ["⟦walrus⟧ three"]
     for scope in (Scope(session_id=one.stem), Scope(model="smollm2"), Scope(since=later)):
         assert indexed(indexer, "walrus", scope) == scanned(indexer, "walrus", scope)
 
@@ -198,19 +198,19 @@ def test_scopes(indexer: Indexer, home: Path) -> None:
 def test_a_snippet_of_a_long_text(indexer: Indexer, home: Path) -> None:
     keep(home, "word " * 500 + "NEEDLE in a\nhaystack " + "word " * 500)
     (shown,) = found(indexer, "needle haystack")
-    assert "**NEEDLE** in a **haystack**" in shown
+    assert "⟦NEEDLE⟧ in a ⟦haystack⟧" in shown
     assert (shown[0], shown[-1]) == ("…", "…")
     assert len(shown) < query.SNIPPET_LENGTH + 30
 
 
 def test_a_snippet_shows_the_place_with_most_of_the_words(indexer: Indexer, home: Path) -> None:
     keep(home, "red " + "word " * 500 + "blue, red, green. " + "word " * 500 + "green")
-    assert "**blue**, **red**, **green**." in found(indexer, "red green blue")[0]
+    assert "⟦blue⟧, ⟦red⟧, ⟦green⟧." in found(indexer, "red green blue")[0]
 
 
 def test_a_snippet_of_a_long_word(indexer: Indexer, home: Path) -> None:
     keep(home, "a" * 50_000)
-    assert found(indexer, "a" * 40_000) == ["**" + "a" * query.SNIPPET_LENGTH + "**…"]
+    assert found(indexer, "a" * 40_000) == ["⟦" + "a" * query.SNIPPET_LENGTH + "⟧…"]
 
 
 # --- The same as a scan ------------------------------------------------------------------------------
@@ -468,9 +468,9 @@ def test_it_is_made_anew_where_it_is_damaged(indexer: Indexer, home: Path, damag
 def test_without_fts5_or_a_place_to_write(indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(home, "walrus")
     monkeypatch.setattr(search_index, "_SCHEMA", search_index._SCHEMA.replace("fts5(", "fts77("))
-    assert found(indexer, "walrus") == ["**walrus**"]
+    assert found(indexer, "walrus") == ["⟦walrus⟧"]
     monkeypatch.setattr(indexer.layout, "search", str(home / "no such folder" / "search.db"))
-    assert found(indexer, "walrus") == ["**walrus**"]
+    assert found(indexer, "walrus") == ["⟦walrus⟧"]
 
 
 def test_many_words_and_many_updates(indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

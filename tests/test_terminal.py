@@ -92,10 +92,11 @@ def path(home: Path) -> Path:
 
 
 def test_a_listing(environment: dict[str, str], path: Path) -> None:
-    wide = words(screen(environment, "--list-sessions"))
+    wide = words(screen(environment, "--list-sessions", columns=130))
     head, row, *_ = wide.splitlines()
     assert head.split() == ["TITLE", "MODEL", "USED", "MESSAGES", "WINDOW", "SESSION"]
     assert re.split(r"\s{2,}", row.strip()) == ["Rivers [bold]x", "smollm2", "3 h ago", "2", "11 %", path.stem]
+    assert "MODEL" not in screen(environment, "--list-sessions", columns=100)
     narrow = words(screen(environment, "--list-sessions", columns=40)).splitlines()
     assert [line.strip() for line in narrow] == ["Rivers [bold]x", "3 h ago · 2 messages · 11 % · smollm2", path.stem]
 
