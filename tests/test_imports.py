@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import time
@@ -304,6 +305,14 @@ def test_a_turn_without_a_session_needs_neither_locks_nor_index(environment: dic
     assert not modules & {"sqlite3", "filelock", "asyncio", "anyio", "httpcore", "xllamacpp", "click"}
     assert "subprocess" not in modules or sys.version_info < (3, 11), "there, orjson imports uuid, and that it"
     assert not modules & {"ollama_prompt.indexer", "ollama_prompt.embedded"}
+
+
+def test_a_turn_needs_no_rich_where_somebody_has_click(
+    environment: dict[str, str], ollama: StandIn, tmp_path: Path
+) -> None:
+    (tmp_path / "click.py").write_text("raise AssertionError('httpx imported it')", encoding="utf-8")
+    paths = os.pathsep.join(filter(None, (str(tmp_path), environment.get("PYTHONPATH"))))
+    assert not loaded(environment | {"PYTHONPATH": paths}, "-p", "Hi") & {"rich", "pygments", "markdown_it"}
 
 
 def test_a_turn_needs_no_async(environment: dict[str, str], ollama: StandIn) -> None:
