@@ -40,8 +40,8 @@ def lean_imports(host: Host) -> Iterator[None]:
     """Inside, import `ollama` and make its client; for plain http to this machine TLS is left out.
 
     For all other hosts httpcore is kept from importing anyio, and with it asyncio: a client that never
-    awaits needs neither. Where somebody has click, httpx would import that, rich and Pygments, for a command of its own.
-    All of these are imported in a `try`, by modules that do without.
+    awaits needs neither. Where somebody has click, httpx would import that, rich and Pygments, for a command
+    of its own. All of these are imported in a `try`, by modules that do without.
     """
     unneeded = ("click", "ssl") if host.is_plain_loopback else ("click", "anyio", "trio")
     hidden = [name for name in unneeded if name not in sys.modules]
