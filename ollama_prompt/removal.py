@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ollama_prompt.index import Row
     from ollama_prompt.indexer import Indexer
 
+WORDS_SECONDS = 600.0
+"""How long to wait while another process makes the index of --search."""
 _TIME = re.compile(r"\.(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z\.")
 """When a backup was made, as its name says."""
 
@@ -150,21 +152,31 @@ def _forget(indexer: Indexer, removed: list[str], known: set[str]) -> None:
 
 
 def _forget_words(indexer: Indexer, session_ids: list[str]) -> None:
-    """Remove the index of --search if it may have words of these sessions: the next search makes it again."""
-    path = indexer.layout.search
-    if not any(map(os.path.lexists, indexer.layout.search_files())):
-        return
+    """Remove the index of --search if it may have words of these sessions, whose files are gone already.
+
+    The next search makes it again. One that is being made is waited for: it may have read them.
+    """
+    if any(map(os.path.lexists, indexer.layout.search_files())):
+        with indexer.lock("search", WORDS_SECONDS, indexer.note_waiting):
+            if _may_have_words(indexer.layout.search, session_ids):
+                _unlink(indexer.layout.search_files())
+
+
+def _may_have_words(path: str, session_ids: list[str]) -> bool:
     from ollama_prompt import search_index
 
     try:
         with search_index.opened(path) as index:
-            if not any(map(index.has, session_ids)):
-                return
+            return any(map(index.has, session_ids))
     except search_index.SearchIndexUnusable:
-        pass
-    for name in indexer.layout.search_files():
+        return True
+
+
+def _unlink(paths: list[str]) -> None:
+    """Remove files that may not be there. Raises `StoreWriteFailed`."""
+    for path in paths:
         try:
-            os.unlink(name)
+            os.unlink(path)
         except FileNotFoundError:
             continue
         except OSError as error:

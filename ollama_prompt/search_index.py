@@ -299,6 +299,8 @@ def _in_parts(text: str) -> str:
 
 @contextmanager
 def _connected(path: str, new: bool = False) -> Iterator[sqlite3.Connection]:
+    if not (new or os.path.isfile(path)):
+        raise SearchIndexUnusable("there is none")
     with _translated():
         database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
         try:

@@ -469,6 +469,7 @@ def test_without_fts5_or_a_place_to_write(indexer: Indexer, home: Path, monkeypa
     keep(home, "walrus")
     monkeypatch.setattr(search_index, "_SCHEMA", search_index._SCHEMA.replace("fts5(", "fts77("))
     assert found(indexer, "walrus") == ["⟦walrus⟧"]
+    assert not (home / "search.db").exists()
     monkeypatch.setattr(indexer.layout, "search", str(home / "no such folder" / "search.db"))
     assert found(indexer, "walrus") == ["⟦walrus⟧"]
 
