@@ -26,6 +26,8 @@ SNIPPET_LENGTH = 160
 """So many characters of a document are shown, with what is searched in the middle."""
 MARKS = "⟦⟧"
 """What a found word stands between. Markdown, code and prose have none of them."""
+MANY_OCCURRENCES = 1_000
+"""So many are looked at for the one that fits best: each may take as long as the word is."""
 MANY_SPANS = 100
 """So many occurrences are looked at for the place with most of the words."""
 
@@ -45,19 +47,24 @@ class Word:
             else:
                 piece = text[start:end][:LONGEST_PIECE]
                 self.pieces.append((piece, start == 0, end == len(text) or start + len(piece) < end))
+        # Of letters only, it begins no word where it overlaps itself: so it is looked for behind itself, wherever it is.
+        are_letters = all(map(is_letter, text))
+        self._step, self._limit = (len(text), None) if are_letters else (1, MANY_OCCURRENCES)
         self.is_exact = len(self.pieces) == 1 and self.pieces[0][0] == text
 
     def rank(self, folded: str) -> int | None:
         """How well it fits; None if it does not occur."""
         best: int | None = None
         at = folded.find(self.text)
-        while at >= 0:
+        for _ in range(self._limit or len(folded)):
+            if at < 0:
+                break
             if not self._is_cut(folded, at):
                 if not self._is_cut(folded, at + len(self.text)):
                     return WHOLE
                 best = BEGINNING
             best = best or INSIDE
-            at = folded.find(self.text, at + 1)
+            at = folded.find(self.text, at + self._step)
         return best
 
     @staticmethod
