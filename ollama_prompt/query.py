@@ -47,9 +47,10 @@ class Word:
             else:
                 piece = text[start:end][:LONGEST_PIECE]
                 self.pieces.append((piece, start == 0, end == len(text) or start + len(piece) < end))
-        # Of letters only, it begins no word where it overlaps itself: so it is looked for behind itself, wherever it is.
+        # Of letters only, it begins no word where it overlaps itself: so it is looked for behind itself.
         are_letters = all(map(is_letter, text))
-        self._step, self._limit = (len(text), None) if are_letters else (1, MANY_OCCURRENCES)
+        self._step = len(text) if are_letters else 1
+        self._limit = None if are_letters else MANY_OCCURRENCES
         self.is_exact = len(self.pieces) == 1 and self.pieces[0][0] == text
 
     def rank(self, folded: str) -> int | None:
