@@ -27,6 +27,10 @@ _OF_A_REPOSITORY = (
 _SETTINGS = (
     "merge.directoryRenames=false", "merge.autoStash=false", "submodule.recurse=false", "core.safecrlf=false",
 )  # fmt: skip
+_NOISE = ("Please make sure you have", "and the repository exists", "Aborting", "Merge with strategy", "To ", "Done")
+"""Lines that tell nobody anything."""
+MOST_SAID = 600
+"""Characters of what git says that are passed on."""
 _PERSONS = ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT")
 _NOBODY = {
     f"GIT_{who}_{what}": value
@@ -112,7 +116,12 @@ class Git:
         with (
             tempfile.TemporaryFile() as said,
             subprocess.Popen(
-                command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
+                command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                start_new_session=self._is_apart,
             ) as git,
         ):
             assert git.stdout
@@ -123,14 +132,11 @@ class Git:
 
 
 def failure(what: str, done: subprocess.CompletedProcess[bytes], hint: str | None = None) -> GitFailed:
-    """What git said as our error, in one line: what the other side said, and its own reason."""
+    """What git said as our error, in one line: what the other side said, and what it and its hooks did."""
     said = [line.strip() for line in os.fsdecode(done.stderr or done.stdout).splitlines()]
     theirs = [line.removeprefix("remote:").strip() for line in said if line.startswith("remote:")]
-    ours = [line for line in said if line and not line.startswith(("hint:", "remote:"))]
-    number = next((number for number, line in enumerate(ours) if line.startswith(("fatal:", "error:"))), len(ours) - 1)
-    reason = ours[number] if ours else ""
-    if reason.endswith(":"):  # of which files, say the lines behind it
-        reason = " ".join(ours[number:])
+    ours = [line for line in said if line and not line.startswith(("hint:", "remote:", *_NOISE))]
+    reason = " ".join(ours) if len(" ".join(ours)) <= MOST_SAID else " ".join(ours)[:MOST_SAID] + " …"
     if done.returncode < 0:
         reason = f"it was killed by signal {-done.returncode}"
     if ".lock" in reason and "File exists" in reason:

@@ -47,6 +47,8 @@ ATTEMPTS = 10
 """How often a push may lose against others before we give up."""
 KILLED_SECONDS = 3.0
 """How long a git that lost the sync it worked for may go on, before its locks are taken for left behind."""
+LEFT_SECONDS = 60.0
+"""A lock that was made so long before or after our last note of what we do is not ours."""
 _DRIVER = "diff.ollama-prompt.textconv"
 _OPEN = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply")
 """What git has in its folder while something is not ended."""
@@ -59,6 +61,7 @@ _NAMES = ("--name-only", "-z", "--relative", "--no-renames")
 _SAMPLE = "00000000-0000-7000-8000-000000000000.jsonl"
 _SAMPLE_PICTURE = "attachments/" + 64 * "0"
 _MERGED = "Merge what other machines pushed"
+_BY_HAND = "what changed is committed; settle it with git by hand, and say --sync again"
 _COMMITTED = "what changed is committed; the next --sync sends it"
 
 
@@ -79,7 +82,7 @@ def set_up(indexer: Indexer, remote: str | None, note: Callable[[str], None]) ->
         _name_remote(git, remote)
     with indexer.syncing(0):
         repository = _Repository(git, indexer, note)
-        if git.is_private:
+        if git.is_private and (created or repository.head()):  # an empty one may become a project
             with suppress(OSError):
                 os.chmod(indexer.layout.home, 0o700)
         if not repository.recover():
@@ -132,6 +135,7 @@ def _branch(git: Git) -> str:
 
 def _shown(url: str) -> str:
     """Without the password or token that may be in it."""
+    url = url.partition("?")[0]
     return re.sub(r"^(https?://)[^/]*@|(://[^/@:]*):[^/]*@", lambda found: found[1] or f"{found[2]}@", url)
 
 
@@ -167,8 +171,13 @@ def _is_set_up(git: Git) -> bool:
 
 def _is_own(git: Git, prefix: str) -> bool:
     """Whether the repository holds nothing but conversations; it may be empty."""
-    tracked = "" if prefix else git.ask("ls-tree", "-z", "--name-only", "HEAD") or ""
-    return not prefix and all(name in _OWN or _BESIDE.match(name) for name in tracked.split("\0") if name)
+    return not prefix and _holds_conversations(git, "HEAD")
+
+
+def _holds_conversations(git: Git, commit: str) -> bool:
+    """Whether that is all that there is of weight; it may be nothing."""
+    tracked = git.ask("ls-tree", "-z", "--name-only", "--full-tree", commit) or ""
+    return all(name in _OWN or _BESIDE.match(name) for name in tracked.split("\0") if name)
 
 
 def _sync(repository: _Repository, note: Callable[[str], None], status: Callable[[str], None]) -> dict[str, Any]:
@@ -181,7 +190,7 @@ def _sync(repository: _Repository, note: Callable[[str], None], status: Callable
     for attempt in itertools.count(1):
         status(f"fetching from {remote.name} …")
         theirs = remote.fetch()
-        if theirs is None and (others := remote.branches()):
+        if attempt == 1 and theirs is None and (others := remote.branches()):
             note(f"the remote has no branch {remote.branch} yet, but: {', '.join(others)}")
         in_use = repository.merge(theirs) if theirs else []
         for session_id in repository.doubles():
@@ -220,7 +229,11 @@ class _Remote:
         """The one that the branch here follows, else `origin`, else the only one. Raises `GitFailed`."""
         branch = _branch(git)
         remotes = git.run("remote").split()
-        wanted = (git.ask("config", f"branch.{branch}.remote"), "origin", *(remotes if len(remotes) == 1 else ()))
+        followed_remote = git.ask("config", f"branch.{branch}.remote")
+        if followed_remote not in {None, ".", *remotes}:
+            hint = f"git remote add NAME URL, and git config branch.{branch}.remote NAME"
+            raise GitFailed(f"the branch follows no remote, but {_shown(followed_remote or '')}", hint=hint)
+        wanted = (followed_remote, "origin", *(remotes if len(remotes) == 1 else ()))
         name = next((name for name in wanted if name in remotes), None)
         if name is None:
             if remotes:
@@ -265,6 +278,7 @@ class _Repository:
         self.git = git
         self._indexer = indexer
         self._note = note
+        self._ignored: set[str] = set()
         names = (*_OPEN, "index.lock", "refs")
         found = git.run("rev-parse", "--show-prefix", *(part for name in names for part in ("--git-path", name)))
         self._prefix, *paths = found.split("\n")
@@ -311,7 +325,9 @@ class _Repository:
     def _write_commit(self, message: str, names: Iterable[str]) -> None:
         """What somebody has staged elsewhere stays so; and what is refused does not stay staged."""
         self.git.name_author()
-        hint = f"git -C {self._indexer.layout.home} status, and git commit, tell more"
+        with suppress(FileNotFoundError):
+            os.utime(self._journal)
+        hint = f"in {self._indexer.layout.home}, git add --all, and then git commit, tell more"
         with self.git.apart():
             try:
                 self.git.run("commit", "--quiet", "--file", "-", "--only", "--", *names, text=message, hint=hint)
@@ -325,13 +341,21 @@ class _Repository:
                 raise GitFailed(f"the repository is in the middle of something: {name}", hint="git status tells what")
 
     def _look_for_ignored(self) -> None:
-        """A rule of somebody's that leaves conversations out would leave them out in silence."""
-        folders = (os.path.basename(folder) for folder in self._indexer.layout.folders())
+        """What leaves conversations out would leave them out in silence: a rule, a link, a repository in there."""
+        layout = self._indexer.layout
+        for place in (layout.sessions, layout.attachments, *layout.folders()):
+            if os.path.islink(place) or os.path.lexists(os.path.join(place, ".git")):
+                raise GitFailed(
+                    f"git does not look into {place}", hint="it must be a folder, not a link or a repository"
+                )
+        folders = (os.path.basename(folder) for folder in layout.folders())
         places = ["sessions/2026-01", *(f"sessions/{name}" for name in folders)]
         samples = {f"{place}/{_SAMPLE}": place for place in places} | {_SAMPLE_PICTURE: "attachments"}
-        done = self.git.attempt("check-ignore", "--stdin", "-z", text="\0".join(samples))
-        for sample in filter(None, os.fsdecode(done.stdout).split("\0")):
-            rule = self.git.run("check-ignore", "--verbose", "--", sample).partition("\t")[0]
+        names = "\0".join((*samples, *_OWN))
+        done = self.git.attempt("check-ignore", "--no-index", "--stdin", "-z", text=names)
+        self._ignored = set(os.fsdecode(done.stdout).split("\0"))
+        for sample in (sample for sample in samples if sample in self._ignored):
+            rule = self.git.run("check-ignore", "--no-index", "--verbose", "--", sample).partition("\t")[0]
             if samples[sample] == places[0]:
                 raise GitFailed(f"git ignores sessions: {rule}", hint="remove that rule, or add !*.jsonl behind it")
             self._note(f"git ignores {samples[sample]}, which stays on this machine: {rule}")
@@ -340,7 +364,7 @@ class _Repository:
         """A session that is deleted while git looks at it makes it fail: once more."""
         home = self._indexer.layout.home
         names = [
-            name for name in _OWN
+            name for name in _OWN if name not in self._ignored
             if os.path.lexists(os.path.join(home, name)) or self.git.ask("ls-files", "--", name)
         ]  # fmt: skip
         for _ in range(ATTEMPTS):
@@ -379,11 +403,11 @@ class _Repository:
         self.git.name_author()
         # A fork is like its source: were that deleted, git would take the one for the other's new name.
         options = ["--quiet", "--ff", "--strategy-option", "find-renames=100%", "--message", _MERGED]
-        options += ["--allow-unrelated-histories"] * self.git.is_private
+        options += ["--allow-unrelated-histories"] * (self.git.is_private and _holds_conversations(self.git, theirs))
         # Options of the user's for merges by hand could leave it open, or take one side only.
         done = self.git.attempt("-c", f"branch.{_branch(self.git)}.mergeOptions=", "merge", *options, theirs)
         if done.returncode:
-            refusal = failure("merge", done, hint=_COMMITTED)
+            refusal = failure("merge", done, hint=_BY_HAND)
             if not os.path.exists(self._git_paths["MERGE_HEAD"]):
                 self._undo_cut_merge(before, theirs)
                 raise refusal
@@ -402,8 +426,10 @@ class _Repository:
     def _end_merge(self, refusal: GitFailed | None) -> None:
         """Keep the lines of both sides, and what one side deleted; undo a merge that needs somebody's mind.
 
-        `refusal` is why it did not end by itself; None if git was killed.
+        `refusal` is why it did not end by itself; None if git was killed. Nothing else is staged meanwhile: what is
+        staged goes where the merge is undone.
         """
+        since = {} if refusal else self._turns_since()
         stages: dict[str, set[str]] = {}
         for entry in self.git.paths("ls-files", "--unmerged", "-z", "--full-name", ":/"):
             facts, _, path = entry.partition("\t")
@@ -413,12 +439,22 @@ class _Repository:
                 raise refusal  # a hook says no
             for path, found in stages.items():
                 self._resolve(path, found)
-            self._add()  # turns that came after git was killed
             self.git.run("commit", "--quiet", "--message", _MERGED)
-        except GitFailed:
+        except (GitFailed, OSError):
+            if since:
+                self.git.run("add", "--", *(f":(literal){path}" for path in since))  # else nothing could be undone
             self.git.run("merge", "--abort")
+            for path, lines in since.items():
+                self._indexer.give_back(path, lines)
             self._note_merge("")
             raise
+
+    def _turns_since(self) -> dict[str, bytes]:
+        """The lines of the sessions that a merge changed, and that were continued after git was killed in it."""
+        merged = set(self.git.paths("diff", "--cached", *_NAMES, "HEAD", "--", "sessions"))
+        ahead = self.git.paths("diff", "--diff-filter=d", *_NAMES, "--", "sessions")
+        home = self._indexer.layout.home
+        return {path: self._added_since(os.path.join(home, path)) for path in ahead if path in merged}
 
     def _resolve(self, path: str, stages: set[str]) -> None:
         """Settle one file: both sides of a session (a NUL byte keeps git from it), the sound one of two pictures."""
@@ -435,9 +471,21 @@ class _Repository:
                 content = sound[0]
             else:
                 raise GitFailed(f"git cannot merge {path} by itself", hint="git pull, and merge it by hand")
-            with open(place, "wb") as file:
-                file.write(content)
+            self._replace(place, content)
         self.git.run("add", "--", f":/{path}")
+
+    def _replace(self, place: str, content: bytes) -> None:
+        """Whole or not at all. Raises OSError."""
+        unfinished = f"{place}.tmp"
+        self._indexer.layout.make(os.path.dirname(place))
+        try:
+            with open(unfinished, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                file.write(content)
+                os.fsync(file.fileno())
+            os.replace(unfinished, place)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(unfinished)
 
     def _added_since(self, place: str) -> bytes:
         """The whole lines of a file in the work tree: turns may have been taken since git was killed."""
@@ -506,7 +554,8 @@ class _Repository:
             time.sleep(0.05)
         for lock in locks:
             with suppress(FileNotFoundError):
-                os.unlink(lock)
+                if abs(os.stat(lock).st_mtime - os.stat(self._journal).st_mtime) < LEFT_SECONDS:  # else another git's
+                    os.unlink(lock)
 
     def _end_killed_merge(self, ours: str, theirs: str) -> list[str]:
         """End it, or give back what it took; the sessions that are in use, for which this has to wait."""
@@ -561,7 +610,7 @@ class _Changes:
         self._turns: dict[str, int | None] = {}
         options = (
             "--cached", "--unified=0", "-O/dev/null", "--irreversible-delete", "--no-color", "--no-ext-diff",
-            "--no-textconv", "--no-renames", "--relative", "--src-prefix=a/", "--dst-prefix=b/",
+            "--text", "--no-textconv", "--no-renames", "--relative", "--src-prefix=a/", "--dst-prefix=b/",
         )  # fmt: skip
         session_id = ""
         for line in git.lines("diff", *options, *_IN_STORE):

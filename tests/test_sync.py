@@ -1301,3 +1301,89 @@ def test_a_side_that_git_cannot_show_is_not_taken_for_empty(
     monkeypatch.undo()
     one.sync()
     assert {"Here", "There"} <= set(one.said(session_id))
+
+
+# -- What may refuse a merge ----------------------------------------------------------------------------------
+
+
+def refuse_merges(machine: Machine, script: str = "") -> None:
+    """A hook that lets no merge be committed."""
+    for name in ("pre-merge-commit", "pre-commit"):
+        hook = machine.home / ".git" / "hooks" / name
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text(f"#!/bin/sh\n[ ! -f .git/MERGE_HEAD ] || {{ {script} exit 1; }}\n", encoding="utf-8")
+        hook.chmod(0o755)
+
+
+@posix_only
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_merge_that_is_refused_takes_no_turn_along(two: tuple[Machine, Machine], killed: bool) -> None:
+    """In a conflict, with turns on other sessions, and new ones, while it is made."""
+    one, other = two
+    bystander = shared(one, other)
+    session_id = killed_in_a_conflict(one, other)
+    if not killed:
+        git(one.home, "merge", "--abort")
+        (one.home / "locks" / "syncing").unlink()
+    (path,) = (path for path in files(one.home) if path.stem == bystander)
+    refuse_merges(one, f"echo '# Meanwhile' >> {path};")
+    new = one.turn("New")
+    if killed:
+        one.turn("Later", session_id)
+    with pytest.raises(GitFailed):
+        one.sync()
+    assert not (one.home / ".git" / "MERGE_HEAD").exists()
+    assert one.said(new) == ["New", "Answer to New"]
+    assert {"Here", *(["Later"] if killed else [])} <= set(one.said(session_id))
+    assert "Meanwhile" in path.read_text(encoding="utf-8")
+    for name in ("pre-merge-commit", "pre-commit"):
+        (one.home / ".git" / "hooks" / name).unlink()
+    one.sync()
+    other.sync()
+    assert {"Here", "There"} <= set(one.said(session_id))
+    assert one.said(session_id) == other.said(session_id)
+
+
+def test_pictures_that_git_ignores_hold_up_nothing(two: tuple[Machine, Machine]) -> None:
+    one, _ = two
+    (one.home / ".git" / "info" / "exclude").write_text("attachments/\n", encoding="utf-8")
+    picture = b"\x89PNG\r\n\x1a\n"
+    sha256 = hashlib.sha256(picture).hexdigest()
+    one.turn("Look", images={sha256: picture})
+    assert (one.home / "attachments" / sha256).exists()
+    assert one.sync()["sent"] == 1
+
+
+@posix_only
+@pytest.mark.parametrize("how", ["link", "repository"])
+def test_sessions_that_git_does_not_look_into(two: tuple[Machine, Machine], tmp_path: Path, how: str) -> None:
+    one, _ = two
+    one.turn("Hello")
+    if how == "link":
+        shutil.move(one.home / "sessions", tmp_path / "elsewhere")
+        (one.home / "sessions").symlink_to(tmp_path / "elsewhere")
+    else:
+        git(next(iter(files(one.home))).parent, "init", "-q")
+    with pytest.raises(GitFailed, match="does not look into"):
+        one.sync()
+
+
+def test_a_branch_that_follows_a_url(two: tuple[Machine, Machine], tmp_path: Path) -> None:
+    one, _ = two
+    git(tmp_path, "init", "-q", "--bare", "private.git")
+    git(one.home, "config", "branch.main.remote", str(tmp_path / "private.git"))
+    one.turn("Hello")
+    with pytest.raises(GitFailed, match="follows no remote"):
+        one.sync()
+
+
+def test_conversations_do_not_go_into_a_project_that_was_named_by_mistake(tmp_path: Path, project: Path) -> None:
+    git(project, "branch", "-m", "main")
+    git(tmp_path, "clone", "-q", "--bare", str(project), "code.git")
+    machine = Machine(tmp_path / "store")
+    machine.turn("Hello")
+    machine.set_up(tmp_path / "code.git")
+    with pytest.raises(GitFailed, match="unrelated histories"):
+        machine.sync()
+    assert not (machine.home / "main.py").exists()
+    assert tracked(tmp_path / "code.git", "main") == {"main.py"}
