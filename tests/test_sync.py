@@ -99,15 +99,29 @@ def hub(tmp_path: Path) -> Path:
     return tmp_path / "hub.git"
 
 
-@pytest.fixture
-def two(tmp_path: Path, hub: Path) -> tuple[Machine, Machine]:
-    """Two machines that have synced."""
-    one, other = Machine(tmp_path / "one"), Machine(tmp_path / "other")
+@pytest.fixture(scope="module")
+def synced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two machines that have synced, and their hub: made once, and copied for each test."""
+    folder = tmp_path_factory.mktemp("synced")
+    git(folder, "init", "-q", "--bare", "hub.git")
+    one, other = Machine(folder / "one"), Machine(folder / "other")
     for machine in (one, other):
-        machine.set_up(hub)
+        machine.set_up(folder / "hub.git")
         machine.sync()
     one.sync()
-    return one, other
+    return folder
+
+
+@pytest.fixture
+def two(tmp_path: Path, hub: Path, synced: Path) -> tuple[Machine, Machine]:
+    """Two machines that have synced."""
+    shutil.rmtree(hub)
+    for name in ("hub.git", "one", "other"):
+        shutil.copytree(synced / name, tmp_path / name)
+    for name in ("one", "other"):
+        config = tmp_path / name / ".git" / "config"
+        config.write_text(config.read_text(encoding="utf-8").replace(str(synced), str(tmp_path)), encoding="utf-8")
+    return Machine(tmp_path / "one"), Machine(tmp_path / "other")
 
 
 def shared(one: Machine, other: Machine) -> str:
