@@ -25,7 +25,7 @@ def delete(indexer: Indexer, session_id: str) -> None:
         indexer.find(session_id)
     except SessionNotFound:
         clear_away(indexer, session_id)
-        _forget_words(indexer, [session_id])
+        _forget_text(indexer, [session_id])
         raise
     try:
         with indexer.lock(session_id, 0):
@@ -36,7 +36,7 @@ def delete(indexer: Indexer, session_id: str) -> None:
         error.hint = "delete it when its turn is over"
         raise
     indexer.catalogue.forget([session_id])
-    _forget_words(indexer, [session_id])
+    _forget_text(indexer, [session_id])
     indexer.discard_images(images)
 
 
@@ -96,9 +96,18 @@ def _forget(indexer: Indexer, removed: list[str], known: set[str]) -> None:
     """Drop the rows of sessions that were removed, and what killed processes left of unknown ones."""
     if removed:
         indexer.catalogue.forget(removed)
-        _forget_words(indexer, removed)
+        _forget_text(indexer, removed)
     for session_id in indexer.layout.locked() - known:
         clear_away(indexer, session_id)
+
+
+def _forget_text(indexer: Indexer, session_ids: list[str]) -> None:
+    """Remove what is elsewhere in the store of the text of these sessions."""
+    if os.path.exists(indexer.layout.history):
+        from ollama_prompt import history
+
+        history.forget(indexer.layout, set(session_ids))
+    _forget_words(indexer, session_ids)
 
 
 def _forget_words(indexer: Indexer, session_ids: list[str]) -> None:
