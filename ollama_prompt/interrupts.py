@@ -9,6 +9,9 @@ A signal means one of three things, depending on where the program is:
 
 So the code of a turn has few places that an interruption can come from, and libraries none, which do not
 expect one while they are imported or clean up. A third signal ends the process wherever it is.
+
+A conversation goes on after a turn. Within `going_on` no signal ends the process at once: what would is heard
+instead, and one that comes behind the last `heard` of a turn waits for the next prompt.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ class _State:
     reaction = END
     received = 0
     pending: int | None = None
+    goes_on = False
     thread: int | None = None  # signals arrive in the main thread only, and only where we handle them
     end: Callable[[int], object] = staticmethod(_exit)
 
@@ -100,13 +104,27 @@ def within_library() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """A signal waits for the next `heard`; behind the last one it is too late for it."""
+def going_on() -> Iterator[None]:
+    """A conversation: a signal ends a turn, or is heard at the prompt. Everything inside is deferred."""
+    _State.goes_on = True
     try:
         with _reacting(DEFER):
             yield
     finally:
-        _take_pending()
+        _State.goes_on = False
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """A signal waits for the next `heard`; behind the last one it is too late for it, unless a conversation goes on."""
+    if _State.goes_on:
+        _State.received = 0  # the patience that an earlier turn has cost is forgotten
+    try:
+        with _reacting(DEFER):
+            yield
+    finally:
+        if not _State.goes_on:
+            _take_pending()
 
 
 @contextmanager
@@ -121,7 +139,14 @@ def heard() -> Iterator[None]:
 
 @contextmanager
 def fatal() -> Iterator[None]:
-    """Inside `deferred`: a signal ends the process at once, also one that came before; nothing has been begun yet."""
+    """Inside `deferred`: a signal ends the process at once, also one that came before; nothing has been begun yet.
+
+    In a conversation it is heard.
+    """
+    if _State.goes_on:
+        with heard():
+            yield
+        return
     with _reacting(END):
         if (number := _take_pending()) is not None:
             _State.end(number)
