@@ -51,6 +51,8 @@ def _run(arguments: list[str]) -> int:
         flags = flags_.parse(arguments)
     except SystemExit as done:  # --help or --version was printed
         return int(done.code or 0)
+    if flags.interactive:
+        return _chat(flags)
     if flags.action in {None, "retry"}:
         return _ask(flags)
     _refuse_closed_stdout()
@@ -83,7 +85,7 @@ def _fail(error: Exception, arguments: list[str]) -> int:
 
 def _wanted_output(arguments: list[str]) -> str:
     """The value of --output, also where the flags could not be parsed; the last one counts."""
-    wanted = ""
+    wanted = "text" if {"-i", "-ic", "-ci", "--interactive"}.intersection(arguments) else ""
     for first, second in pairwise(["", *arguments]):
         if first == "--output":
             wanted = second
@@ -118,6 +120,23 @@ def _ask(flags: Namespace) -> int:
 
 
 _SINKS = {"json": console.JsonSink, "text": console.TextSink, "ndjson": console.NdjsonSink}
+
+
+def _chat(flags: Namespace) -> int:
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        raise UsageError(
+            "--interactive needs a terminal, for stdin and for stderr",
+            hint="a script asks turn by turn: --prompt, then --session-id",
+        )
+    has_prompt = flags.prompt is not None or flags.prompt_file is not None
+    request = config.Request(flags, os.environ, config.read_prompt(flags) if has_prompt else None)
+    _check_host(request)
+    _refuse_closed_stdout()
+    gc.enable()
+    from ollama_prompt import chat
+
+    chat.converse(request, flags, os.environ)
+    return 0
 
 
 def _check_host(request: config.Request) -> None:
