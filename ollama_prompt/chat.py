@@ -126,7 +126,7 @@ class Conversation:
         stopped = False
         while True:
             try:
-                with interrupts.deferred(), interrupts.heard():
+                with interrupts.deferred():
                     return valid_text(self._editor.read()).strip()
             except EOFError:
                 return None

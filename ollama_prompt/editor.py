@@ -6,9 +6,9 @@
     Tab             commands, paths behind @ and /file      -
     arrow up        what was typed, in earlier runs too     the same, where Python has readline
 
-Both raise `EOFError` for Ctrl-D and KeyboardInterrupt for Ctrl-C as a key. As a signal, which it is to `input`,
-`interrupts` hears it. What is shown goes to stderr; only readline knows no other place than stdout, where that is the
-terminal as well.
+Both raise `EOFError` for Ctrl-D. Ctrl-C is a key to prompt_toolkit, which raises KeyboardInterrupt, and a signal to
+`input`: like every other it raises `Interrupted`. What is shown goes to stderr; only readline knows no other place than
+stdout, where that is the terminal as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 import sys
 from contextlib import contextmanager
 
-from ollama_prompt import console
+from ollama_prompt import console, interrupts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         """Reads what is typed."""
 
         def read(self) -> str:
-            """One prompt or command, of one or several lines. Raises `EOFError`, KeyboardInterrupt."""
+            """One prompt or command, of one or several lines. Raises `EOFError`, KeyboardInterrupt, `Interrupted`."""
 
 
 PROMPT, CONTINUATION = ">>> ", "... "
@@ -80,10 +80,11 @@ class PlainEditor:
 
     def _line(self, prompt: str) -> str:
         try:
-            if sys.stdout.isatty():
-                return input(prompt)
-            console.write_error(prompt)
-            return input()
+            with interrupts.heard():
+                if sys.stdout.isatty():
+                    return input(prompt)
+                console.write_error(prompt)
+                return input()
         except BaseException:  # Ctrl-C and Ctrl-D leave the cursor behind the prompt
             console.write_error("\n")
             raise
@@ -122,7 +123,23 @@ class FullEditor:
 
     def read(self) -> str:
         """What was typed, up to Enter."""
-        return self._session.prompt(handle_sigint=False)
+        with interrupts.told(self._leave):
+            return self._session.prompt(handle_sigint=False, pre_run=self._leave_at_once)
+
+    def _leave_at_once(self) -> None:
+        if interrupts.is_pending():
+            self._leave()
+
+    def _leave(self) -> None:
+        """End the reading, from wherever the event loop is."""
+        loop = self._session.app.loop
+        if loop:
+            loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        app = self._session.app
+        if app.future and not app.future.done():
+            app.exit(exception=EOFError)
 
 
 def _output() -> Output:
@@ -178,7 +195,8 @@ def _completer(complete: Complete) -> Completer:
 def unseen_keys(editor: Editor) -> Iterator[None]:
     """While an answer comes, what is typed does not show in the midst of it. The next prompt gets it.
 
-    prompt_toolkit must get Enter as it is typed: as a newline, which terminals make of it, it would be Ctrl-J.
+    prompt_toolkit must get keys as they are: of Enter the terminal would make a newline, which is Ctrl-J, and Ctrl-D
+    it would keep.
     """
     try:
         import termios
@@ -188,8 +206,10 @@ def unseen_keys(editor: Editor) -> Iterator[None]:
     try:
         before = termios.tcgetattr(0)
         quiet = [*before]
-        quiet[0] &= ~(termios.ICRNL if isinstance(editor, FullEditor) else 0)
         quiet[3] &= ~termios.ECHO
+        if isinstance(editor, FullEditor):
+            quiet[0] &= ~termios.ICRNL
+            quiet[3] &= ~termios.ICANON
         termios.tcsetattr(0, termios.TCSANOW, quiet)
     except termios.error:
         yield
