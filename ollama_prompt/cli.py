@@ -51,6 +51,8 @@ def _run(arguments: list[str]) -> int:
         flags = flags_.parse(arguments)
     except SystemExit as done:  # --help or --version was printed
         return int(done.code or 0)
+    if flags.interactive:
+        return _chat(flags)
     if flags.action in {None, "retry"}:
         return _ask(flags)
     _refuse_closed_stdout()
@@ -84,7 +86,7 @@ def _fail(error: Exception, arguments: list[str]) -> int:
 
 def _wanted_output(arguments: list[str]) -> str:
     """The value of --output, also where the flags could not be parsed; the last one counts."""
-    wanted = ""
+    wanted = "text" if {"-i", "-ic", "-ci", "--interactive"}.intersection(arguments) else ""
     for first, second in pairwise(["", *arguments]):
         if first == "--output":
             wanted = second
@@ -120,20 +122,39 @@ def _ask(flags: Namespace) -> int:
 
 def _sink(flags: Namespace) -> console.JsonSink:
     """Where the turn is shown."""
-    if flags.output == "json":
-        return console.JsonSink()
-    if flags.output == "ndjson":
-        return console.NdjsonSink()
-    if _is_rich(flags) and not os.environ.get("NO_COLOR") and flags.format is None:
-        from ollama_prompt.terminal import MarkdownSink
+    sinks = {"json": console.JsonSink, "ndjson": console.NdjsonSink}
+    return sinks[flags.output]() if flags.output in sinks else _text_sink(flags)
 
-        return MarkdownSink()
-    return console.TextSink()
+
+def _text_sink(flags: Namespace) -> console.TextSink:
+    """Where a person reads an answer."""
+    if flags.plain or flags.format is not None or os.environ.get("NO_COLOR") or not console.is_terminal(sys.stdout):
+        return console.TextSink()
+    from ollama_prompt.terminal import MarkdownSink
+
+    return MarkdownSink()
 
 
 def _is_rich(flags: Namespace) -> bool:
     """Whether a person looks at it."""
     return flags.output == "text" and not flags.plain and console.is_terminal(sys.stdout)
+
+
+def _chat(flags: Namespace) -> int:
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        raise UsageError(
+            "--interactive needs a terminal, for stdin and for stderr",
+            hint="a script asks turn by turn: --prompt, then --session-id",
+        )
+    has_prompt = flags.prompt is not None or flags.prompt_file is not None
+    request = config.Request(flags, os.environ, config.read_prompt(flags) if has_prompt else None)
+    _check_host(request)
+    _refuse_closed_stdout()
+    gc.enable()
+    from ollama_prompt import chat
+
+    chat.converse(request, flags, os.environ, lambda: _text_sink(flags))
+    return 0
 
 
 def _check_host(request: config.Request) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,6 +168,33 @@ def fork(indexer: Indexer, session_id: str, message_id: str | None) -> dict[str,
 def undo(indexer: Indexer, session_id: str, lock_timeout: float) -> dict[str, Any]:
     """Take back the last turn of a session."""
     return {"session_id": session_id, "undone": indexer.undo(session_id, lock_timeout)}
+
+
+def set_title(indexer: Indexer, session_id: str, title: str, lock_timeout: float) -> None:
+    """Label a session."""
+    indexer.change(session_id, {"title": title}, lock_timeout)
+
+
+def typed(indexer: Indexer) -> list[str]:
+    """What was typed in conversations, oldest first."""
+    return indexer.typed()
+
+
+def remember(indexer: Indexer, session_id: str, text: str) -> None:
+    """Add to what was typed."""
+    indexer.remember(session_id, text)
+
+
+def import_for_turns(indexer: Indexer, environ: Mapping[str, str]) -> None:
+    """Import what every turn needs. A conversation does so where no interruption is heard: libraries expect none."""
+    from ollama_prompt import turn  # noqa: F401
+    from ollama_prompt.errors import UsageError
+    from ollama_prompt.host import parse_host
+    from ollama_prompt.lean import lean_imports
+
+    indexer.import_for_turns()
+    with suppress(UsageError), lean_imports(parse_host(environ.get("OLLAMA_HOST"))):
+        from ollama_prompt import ollama  # noqa: F401
 
 
 def import_(

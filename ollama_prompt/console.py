@@ -204,7 +204,7 @@ def is_terminal(stream: TextIO | None) -> bool:
     """Whether this is a terminal that can move its cursor."""
     if stream is None or not stream.isatty():
         return False
-    return sys.platform == "win32" or os.environ.get("TERM", "dumb") != "dumb"
+    return sys.platform == "win32" or (os.environ.get("TERM") or "dumb") != "dumb"
 
 
 def show_progress(done: int, total: int) -> None:

@@ -122,7 +122,8 @@ class ModelError(OllamaPromptError):
     """The model did not answer as asked.
 
     `keeps_prompt` tells what the turn leaves: a question that was refused before the first word
-    leaves nothing (False), one that broke off leaves the prompt and what came of the answer (True).
+    leaves nothing (False), one that broke off leaves the prompt and what came of the answer (True). The turn sets
+    it where the model had begun to answer.
     """
 
     keeps_prompt = False
@@ -233,6 +234,11 @@ class Interrupted(BaseException):
         super().__init__(signal_number)
         self.signal_number = signal_number
         self.turn: dict[str, object] = {}
+
+    @property
+    def is_ctrl_c(self) -> bool:
+        """Whether it is the one that a person may mean for the turn alone."""
+        return self.signal_number == 2
 
     @property
     def exit_code(self) -> int:

@@ -21,7 +21,7 @@ ACTIONS = (
     "reindex", "git_setup", "sync", "completion",
 )  # fmt: skip
 """Flags that are an action of their own; without one the prompt is asked."""
-PROMPTING = ("prompt", "prompt_file", "stdin", "session_id", "continue", "no_session", "image")
+PROMPTING = ("prompt", "prompt_file", "stdin", "interactive", "session_id", "continue", "no_session", "image")
 """Flags that say what is asked, and in which session: they make no sense beside an action."""
 ASKING_ONLY = (*PROMPTING, "title", "system", "system_file", "think", "no_think", "format")
 """Flags that make no sense beside an action that asks nothing. Others, such as --model in an alias, do no harm."""
@@ -39,11 +39,22 @@ CONTRADICTIONS = (
     ("system", "system_file"), ("think", "no_think"),
 )  # fmt: skip
 
+NOT_INTERACTIVE = {
+    "stdin": "stdin is the keyboard there; --prompt-file brings a text along",
+    "no_session": "a conversation needs a session; --delete removes it afterwards",
+    "format": "it is for one answer, which --prompt asks for",
+    "output": "a conversation is text; a program asks turn by turn, with --session-id",
+}
+"""Flags that make no sense in a conversation, and what to do."""
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The flags, checked each by itself and against each other. Raises `UsageError`."""
     flags = make_parser().parse_args(arguments)
     flags.action = _action(flags)
+    if flags.interactive:
+        _check_interactive(flags)
+    flags.output = flags.output or ("text" if flags.interactive else "json")
     return flags
 
 
@@ -114,6 +125,7 @@ def _add_asking(group: argparse._ArgumentGroup) -> None:
     add("-p", "--prompt", metavar="TEXT", help="the prompt; - reads it from stdin, as does no prompt at all")
     add("--prompt-file", metavar="FILE", help="the prompt from a file")
     add("--stdin", action="store_true", help="what is on stdin goes under the prompt")
+    add("-i", "--interactive", action="store_true", help="a conversation at the terminal; a prompt is its first")
     add("--session-id", metavar="UUID", type=_checked(config.session_id), help="continue that session")
     add("-c", "--continue", action="store_true", help="continue the session that was used last")
     add("--no-session", action="store_true", help="keep nothing: read and write no session")
@@ -233,7 +245,7 @@ def _add_export(group: argparse._ArgumentGroup) -> None:
 def _add_general(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
-        "--output", choices=("json", "text", "ndjson"), default="json",
+        "--output", choices=("json", "text", "ndjson"),
         help="json (the default), text for people, or ndjson: events as they happen",
     )  # fmt: skip
     add("--plain", action="store_true", help="text without tables, colours and Markdown, as in a pipe")
@@ -274,6 +286,15 @@ def _check_export(flags: argparse.Namespace) -> None:
         raise UsageError(f"--all and --as {form} contradict each other", hint=of_all)
     if flags.all and flags.to in {None, "-"}:
         raise UsageError("--all needs a folder: --to DIR", hint=of_all)
+
+
+def _check_interactive(flags: argparse.Namespace) -> None:
+    """Refuse what makes no sense in a conversation."""
+    for name, hint in NOT_INTERACTIVE.items():
+        if _is_given(flags, name) and (name, flags.output) != ("output", "text"):
+            raise UsageError(f"--interactive and {_flag(name)} contradict each other", hint=hint)
+    if "-" in {flags.prompt, flags.prompt_file}:
+        raise UsageError("--interactive and a prompt from stdin contradict each other", hint=NOT_INTERACTIVE["stdin"])
 
 
 def _unwanted(action: str | None) -> tuple[str, ...]:

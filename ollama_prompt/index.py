@@ -228,6 +228,9 @@ class Index:
         query = "SELECT path FROM files WHERE session_id = ?"
         with self._writing() as database:
             _delete(database, [row for id_ in session_ids for row in database.execute(query, (id_,))])
+        with self._connected() as database:  # their titles may be left in pages that moved
+            database.execute("PRAGMA synchronous = OFF")
+            database.execute("VACUUM")
 
     def change(self, put: Iterable[Row], gone: Iterable[str], seen: dict[str, Row]) -> None:
         """Keep what a refresh found, except where another process was faster.

@@ -148,6 +148,29 @@ class Indexer:
             held.add([undo])
         return records.undone_ids(undo)
 
+    def change(self, session_id: str, settings: Record, lock_timeout: float) -> None:
+        """Change settings of a session without a turn. Raises as `open`."""
+        from ollama_prompt import records
+
+        with self.open(session_id, lock_timeout) as held:
+            held.add([records.meta(settings)])
+
+    def import_for_turns(self) -> None:
+        """Import what holding a session needs."""
+        from ollama_prompt import held_session, locks  # noqa: F401
+
+    def typed(self) -> list[str]:
+        """What was typed in conversations, oldest first."""
+        from ollama_prompt import history
+
+        return history.texts(self.layout)
+
+    def remember(self, session_id: str, text: str) -> None:
+        """Add to what was typed, in a session that has it."""
+        from ollama_prompt import history
+
+        history.add(self.layout, session_id, text)
+
     def attachments(self) -> Attachments:
         """The pictures of the conversations."""
         from ollama_prompt.attachments import Attachments

@@ -9,12 +9,16 @@ A signal means one of three things, depending on where the program is:
 
 So the code of a turn has few places that an interruption can come from, and libraries none, which do not
 expect one while they are imported or clean up. A third signal ends the process wherever it is.
+
+A conversation goes on after a turn. Within `going_on` no signal ends the process at once: what would is heard
+instead, and one that comes behind the last `heard` of a turn waits for the next prompt.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from _thread import get_ident
 from contextlib import contextmanager
 
@@ -26,9 +30,11 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-END, DEFER, RAISE = range(3)
+END, DEFER, RAISE, TELL = range(4)
 PATIENCE = 3
 """The signal at which the process ends, whatever it waits for."""
+ONE_PRESS = 1.0
+"""Seconds in which a conversation takes several signals for one: the key may be held down, and nothing may hang."""
 
 
 def end(code: int) -> NoReturn:
@@ -54,7 +60,10 @@ def _raise(number: int) -> None:  # noqa: ARG001  Python tells only Ctrl-C
 class _State:
     reaction = END
     received = 0
+    received_at = 0.0
     pending: int | None = None
+    goes_on = False
+    tell: Callable[[], object] = staticmethod(lambda: None)
     thread: int | None = None  # signals arrive in the main thread only, and only where we handle them
     end: Callable[[int], object] = staticmethod(_exit)
 
@@ -68,14 +77,23 @@ def install() -> None:
             signal.signal(number, _handle)
 
 
+def _count() -> None:
+    now = time.monotonic()
+    if not _State.goes_on or now - _State.received_at >= ONE_PRESS:
+        _State.received += 1
+        _State.received_at = now
+
+
 def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of a handler
-    _State.received += 1
+    _count()
     if _State.reaction == END or _State.received >= PATIENCE:
         _State.end(number)
     if _State.reaction == RAISE:
         _State.reaction = DEFER  # what cleans up behind the exception is not interrupted again
         raise Interrupted(number)
     _State.pending = number
+    if _State.reaction == TELL:
+        _State.tell()
 
 
 @contextmanager
@@ -100,13 +118,27 @@ def within_library() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """A signal waits for the next `heard`; behind the last one it is too late for it."""
+def going_on() -> Iterator[None]:
+    """A conversation: a signal ends a turn, or is heard at the prompt. Everything inside is deferred."""
+    _State.goes_on = True
     try:
         with _reacting(DEFER):
             yield
     finally:
-        _take_pending()
+        _State.goes_on = False
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """A signal waits for the next `heard`; behind the last one it is too late for it, unless a conversation goes on."""
+    if _State.goes_on:
+        _State.received = 0  # the patience that an earlier turn has cost is forgotten
+    try:
+        with _reacting(DEFER):
+            yield
+    finally:
+        if not _State.goes_on:
+            _take_pending()
 
 
 @contextmanager
@@ -120,8 +152,36 @@ def heard() -> Iterator[None]:
 
 
 @contextmanager
+def told(tell: Callable[[], object]) -> Iterator[None]:
+    """Inside `deferred`: a signal calls `tell`, and raises `Interrupted` behind the end of this.
+
+    For what ends when it is told, and must not be raised into: an event loop keeps such an exception to itself. One
+    that came before is not told, but `is_pending`.
+    """
+    _State.tell = tell
+    try:
+        with _reacting(TELL):
+            yield
+    finally:
+        if (number := _take_pending()) is not None:
+            raise Interrupted(number) from None
+
+
+def is_pending() -> bool:
+    """Whether a signal waits to be heard."""
+    return _State.pending is not None
+
+
+@contextmanager
 def fatal() -> Iterator[None]:
-    """Inside `deferred`: a signal ends the process at once, also one that came before; nothing has been begun yet."""
+    """Inside `deferred`: a signal ends the process at once, also one that came before; nothing has been begun yet.
+
+    In a conversation it is heard.
+    """
+    if _State.goes_on:
+        with heard():
+            yield
+        return
     with _reacting(END):
         if (number := _take_pending()) is not None:
             _State.end(number)

@@ -6,6 +6,7 @@
       attachments/<sha256>              pictures that messages name
       sessions.db                       the index; may lie elsewhere
       search.db                         the index of --search
+      history.jsonl                     what was typed in conversations
       sessions-1.x.db                   a database of ollama-prompt 1.x that lay in its place
       locks/<uuid>.lock, index.lock, index.made (see `index`)
       .gitignore .gitattributes
@@ -42,6 +43,7 @@ GITIGNORE = """\
 /search.db
 /search.db-*
 /sessions-1.x*
+/history.jsonl
 /locks/
 *.tmp
 *.bak
@@ -63,12 +65,13 @@ GITATTRIBUTES = """\
 class Layout:
     """The paths of one store. `index` may lie outside `home`."""
 
-    __slots__ = ("attachments", "home", "index", "locks", "search", "sessions")
+    __slots__ = ("attachments", "history", "home", "index", "locks", "search", "sessions")
 
     def __init__(self, home: str, index: str | None = None) -> None:
         self.home = os.path.abspath(home)
         self.index = os.path.abspath(index) if index else os.path.join(self.home, "sessions.db")
         self.search = os.path.join(self.home, "search.db")
+        self.history = os.path.join(self.home, "history.jsonl")
         self.sessions = os.path.join(self.home, "sessions")
         self.attachments = os.path.join(self.home, "attachments")
         self.locks = os.path.join(self.home, "locks")

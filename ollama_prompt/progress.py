@@ -17,6 +17,7 @@ class ProgressBar:
         self._progress = Progress(*columns, console=out, transient=True, redirect_stdout=False, redirect_stderr=False)
         self._task = self._progress.add_task("")
         self._progress.start()
+        out.show_cursor(True)  # a signal ends the process at once, and nobody would
 
     def show(self, done: int, total: int) -> None:
         """So far."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ollama_prompt.index import Row
     from ollama_prompt.indexer import Indexer
 
-WORDS_SECONDS = 600.0
+WORDS_SECONDS = 5.0
 """How long to wait while another process makes the index of --search."""
 _TIME = re.compile(r"\.(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z\.")
 """When a backup was made, as its name says."""
@@ -35,7 +35,7 @@ def delete(indexer: Indexer, session_id: str) -> None:
     try:
         indexer.find(session_id)
     except SessionNotFound:
-        _forget_words(indexer, [session_id])
+        _forget_text(indexer, [session_id])
         if session_id not in indexer.layout.backups():
             clear_away(indexer, session_id)
             raise
@@ -48,7 +48,7 @@ def delete(indexer: Indexer, session_id: str) -> None:
         error.hint = "delete it when its turn is over"
         raise
     indexer.catalogue.forget([session_id])
-    _forget_words(indexer, [session_id])
+    _forget_text(indexer, [session_id])
     indexer.discard_images(images)
 
 
@@ -146,20 +146,35 @@ def _forget(indexer: Indexer, removed: list[str], known: set[str]) -> None:
     """Drop the rows of sessions that were removed, and what killed processes left of unknown ones."""
     if removed:
         indexer.catalogue.forget(removed)
-        _forget_words(indexer, removed)
+        _forget_text(indexer, removed)
     for session_id in indexer.layout.locked() - known:
         clear_away(indexer, session_id)
+
+
+def _forget_text(indexer: Indexer, session_ids: list[str]) -> None:
+    """Remove what is elsewhere in the store of the text of these sessions."""
+    if os.path.exists(indexer.layout.history):
+        from ollama_prompt import history
+
+        history.forget(indexer.layout, set(session_ids))
+    _forget_words(indexer, session_ids)
 
 
 def _forget_words(indexer: Indexer, session_ids: list[str]) -> None:
     """Remove the index of --search if it may have words of these sessions, whose files are gone already.
 
-    The next search makes it again. One that is being made is waited for: it may have read them.
+    The next search makes it again. One that is being made is waited for, as it may have read them; one that takes long
+    is taken away from under it.
     """
-    if any(map(os.path.lexists, indexer.layout.search_files())):
+    files = indexer.layout.search_files()
+    if not any(map(os.path.lexists, files)):
+        return
+    try:
         with indexer.lock("search", WORDS_SECONDS, indexer.note_waiting):
-            if _may_have_words(indexer.layout.search, session_ids):
-                _unlink(indexer.layout.search_files())
+            # Whatever is beside the index now was left by a process that was killed.
+            _unlink(files if _may_have_words(indexer.layout.search, session_ids) else files[1:])
+    except SessionBusy:
+        _unlink(files)
 
 
 def _may_have_words(path: str, session_ids: list[str]) -> bool:

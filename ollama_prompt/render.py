@@ -84,6 +84,11 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+def with_newlines(text: str) -> str:
+    """Lines that end as everywhere else, whatever they were written with."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def listing_as_text(lines: list[bytes]) -> str:
     """The listing as a table."""
     import json
@@ -130,7 +135,7 @@ def info_as_text(data: dict[str, Any]) -> str:
 
 def _message_as_text(message: dict[str, Any]) -> str:
     undone = " (taken back)" if message.get("undone") else ""
-    text: str = visible(message["content"])
+    text = visible(with_newlines(message["content"]))
     named = "".join(f", {visible(message[key])}" for key in ("created_at", "id") if message.get(key))
     return f"\n--- {visible(message['role'])}{undone}{named}\n{text}\n"
 

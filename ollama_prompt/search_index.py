@@ -98,18 +98,21 @@ def update(path: str, files: Files, root: str, progress: Progress) -> None:
 
 
 def _make(path: str, files: Files, root: str, progress: Progress) -> None:
-    """Made under another name, so that nobody finds half of it."""
+    """Made under another name, so that nobody finds half of it. One that fails leaves nothing: the disk may be full."""
     unfinished = f"{path}.tmp"
     _discard(unfinished)
-    with _connected(unfinished, new=True) as database:
-        os.chmod(unfinished, 0o600)
-        database.execute("PRAGMA journal_mode = OFF")
-        with _transaction(database):
-            for statement in _SCHEMA.split(";"):
-                database.execute(statement)
-            SearchIndex(database).update(files, root, progress)
-    _discard(path)
-    os.replace(unfinished, path)
+    try:
+        with _connected(unfinished, new=True) as database:
+            os.chmod(unfinished, 0o600)
+            database.execute("PRAGMA journal_mode = OFF")
+            with _transaction(database):
+                for statement in _SCHEMA.split(";"):
+                    database.execute(statement)
+                SearchIndex(database).update(files, root, progress)
+        _discard(path)
+        os.replace(unfinished, path)
+    finally:
+        _discard(unfinished)
 
 
 def _discard(path: str) -> None:
@@ -198,7 +201,7 @@ class SearchIndex:
             (file, offset, field, at, zlib.crc32(text.encode())),
         )
         text = separate(text)
-        if len(text) > _LONGEST:
+        if len(text) > _LONGEST // 4:  # a character may take four bytes
             text = _in_parts(text)
         self._database.execute("INSERT INTO postings (rowid, text) VALUES (?, ?)", (inserted.lastrowid, text))
         self._bytes += len(text)

@@ -18,6 +18,7 @@ import sys
 import time
 from contextlib import suppress
 
+from markdown_it import MarkdownIt
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markdown import Markdown
@@ -30,7 +31,7 @@ from ollama_prompt import console, interrupts
 from ollama_prompt.clock import seconds_since
 from ollama_prompt.errors import OutputClosed, OutputFailed
 from ollama_prompt.query import MARKS
-from ollama_prompt.render import visible
+from ollama_prompt.render import visible, with_newlines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def show_conversation(info: dict[str, Any], as_markdown: bool) -> None:
     out = make_console()
     head = Table.grid(padding=(0, 2, 0, 0))
     head.add_column(style="dim")
+    head.add_column(overflow="fold")
     for name, value in _facts(info):
         head.add_row(name, Text(visible(value)))
     messages = [part for message in info["messages"] for part in _message(message, as_markdown)]
@@ -159,7 +161,7 @@ def _message(message: dict[str, Any], as_markdown: bool) -> Iterable[RenderableT
     head = Text(f"\n{role}", "bold cyan" if message["role"] == "user" else "bold green")
     said = [ago(message.get("created_at")), *(["taken back"] if message.get("undone") else [])]
     head.append(f"  {' · '.join(filter(None, said))}", "dim not bold")
-    text = visible(message.get("typed") or message["content"])
+    text = visible(with_newlines(message.get("typed") or message["content"]))
     is_markdown = as_markdown and message["role"] == "assistant" and not message.get("undone")
     yield head
     yield make_markdown(text) if is_markdown else Text(text, "dim" if message.get("undone") else "")
@@ -203,15 +205,17 @@ def _page(command: list[str], text: str) -> bool:
 
 
 def make_markdown(text: str) -> Markdown:
-    """Markdown with the terminal's own colours; a link shows where it leads."""
-    return Markdown(text, code_theme="ansi_dark", hyperlinks=False)
+    """Markdown with the terminal's own colours; a link shows where it leads, and tags are text: `List<String>`."""
+    made = Markdown("", code_theme="ansi_dark", hyperlinks=False)
+    made.markup = text
+    made.parsed = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(text)
+    return made
 
 
 def ended(text: str) -> int:
     """Where the last block of a Markdown text begins: what is before it will not change any more."""
     starts = [token.map[0] for token in make_markdown(text).parsed if token.level == 0 and token.map]
-    lines = text.splitlines(keepends=True)
-    return sum(map(len, lines[: starts[-1]])) if len(starts) > 1 else 0
+    return sum(len(line) + 1 for line in text.split("\n")[: starts[-1]]) if len(starts) > 1 else 0
 
 
 class _LastLines:
@@ -233,14 +237,17 @@ class MarkdownSink(console.TextSink):
         self._out = make_console()
         self._live = Live(console=self._out, transient=True, auto_refresh=False, redirect_stdout=False,
                           redirect_stderr=False)  # fmt: skip
-        self._rest = ""
+        self._rest = self._cut = ""
         self._printed = False
         self._drawn = 0.0
 
     def token(self, text: str) -> None:
         """Draw what has come."""
         console.clear()
-        self._rest += visible(text)
+        text, self._cut = self._cut + text, ""
+        if text.endswith("\r"):  # perhaps half of a line's end
+            text, self._cut = text[:-1], "\r"
+        self._rest += visible(with_newlines(text))
         if time.monotonic() - self._drawn < 1 / REDRAWS_PER_SECOND:
             return
         with console.translated():

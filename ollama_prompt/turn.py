@@ -271,7 +271,8 @@ class _Turn:
 
     def _fail(self, error: ModelError) -> None:
         """Leave behind what a failed turn leaves."""
-        if error.keeps_prompt or self.said or self.thought:
+        error.keeps_prompt = error.keeps_prompt or bool(self.said or self.thought)
+        if error.keeps_prompt:
             self._keep_rest("error")
             self._hint_at_retry(error)
         elif self.held and self._is_stored:

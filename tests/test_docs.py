@@ -117,6 +117,7 @@ NO_SESSION = new_id()[:-1]
 BAD_INPUT: dict[str, list[str]] = {
     "-p": ["-p", " "],
     "-c": ["-c", "--list-sessions"],
+    "-i": ["-i", "--output", "json"],
     "--prompt": ["--prompt", ""],
     "--prompt-file": ["--prompt-file", "no-such-file"],
     "--session-id": ["-p", "x", "--session-id", NO_SESSION],

@@ -25,9 +25,11 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 LAYERS = (
     "__main__ api",
     "cli",
+    "chat",
     "completion",
     "flags commands",
     "sync archive",
+    "editor",
     "exporting",
     "page",
     "transcript",
@@ -47,7 +49,7 @@ LAYERS = (
     "foreign_1x foreign_llm",
     "foreign_json foreign_database",
     "drafts foreign_values",
-    "query documents",
+    "query documents history",
     "records layout",
     "ollama embedded",
     "references structured images",
@@ -134,7 +136,10 @@ UNDER_COVER = {
     "turn": {"commands"},
     "plan": {"turn"},
     "window": {"plan"},
-    "commands": {"cli", "api"},
+    "commands": {"cli", "chat", "api"},
+    "chat": {"cli"},
+    "editor": {"chat"},
+    "history": {"indexer", "removal"},
     "flags": {"cli", "completion", "api"},
     "api": {"__init__"},
     "cli": {"__main__"},
@@ -152,8 +157,9 @@ OWNERS = {
     "httpcore": set(),
     "orjson": {"records", "ollama"},
     "xllamacpp": {"embedded"},
-    "markdown_it": {"markup"},
+    "markdown_it": {"markup", "terminal"},
     "pygments": {"markup"},
+    "prompt_toolkit": {"editor"},
     "subprocess": {"ollama", "git", "terminal"},
     "rich": {"terminal", "progress"},
     "socket": {"ollama", "loopback"},
@@ -241,6 +247,7 @@ def test_heavy_libraries_have_one_owner() -> None:
 def test_only_what_is_declared_is_imported() -> None:
     third_party = {library for module in MODULES for library in libraries(module)} - set(sys.stdlib_module_names)
     declared = {"filelock", "httpx", "jsonschema", "markdown_it", "orjson", "pathspec", "pygments", "rich"}
+    declared |= {"prompt_toolkit"}
     assert third_party == declared | {"referencing", "xllamacpp"}, "referencing comes with jsonschema"
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from stores import add, header, line, message, replace
 
-from ollama_prompt import query, records, search, search_index
+from ollama_prompt import query, records, removal, search, search_index
 from ollama_prompt.errors import SessionNotFound, UsageError
 from ollama_prompt.folding import fold, separate
 from ollama_prompt.indexer import Indexer
@@ -103,6 +103,8 @@ def bytes_of(home: Path) -> bytes:
         ("unbelievable", "liev"),
         ("x" * 50_000 + "needle" + "y" * 50_000, "xneedley"),
         ("z" * 100_000, "z" * 9_000),
+        ("я" * 20_000 + "конец", "конец"),
+        ("한" * 11_000 + "끝", "한끝"),
         ("hello world", "o w"),
         ("C:\\temp\\new", "temp\\new"),
         ("line one\nline two", "two one"),
@@ -417,6 +419,36 @@ def test_a_session_that_was_deleted_while_its_words_were_kept(indexer: Indexer, 
     with pytest.raises(SessionNotFound):
         indexer.delete(path.stem)
     assert not (home / "search.db").exists()
+
+
+def test_what_a_killed_search_left_beside_a_good_index(indexer: Indexer, home: Path) -> None:
+    path = keep(home, "walrus")
+    found(indexer, "walrus")
+    secret = keep(home, "flamingo", number=2)
+    (home / "search.db.tmp").write_bytes(b"flamingo")
+    indexer.delete(secret.stem)
+    assert b"flamingo" not in bytes_of(home)
+    assert (home / "search.db").exists()
+    assert path.exists()
+
+
+def test_an_index_that_cannot_be_made_leaves_nothing(
+    indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(home, "walrus")
+    monkeypatch.setattr(search_index.SearchIndex, "_keep_vocabulary", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        search_index.update(str(home / "search.db"), {}, str(home / "sessions"), lambda *_: None)
+    assert not list(home.glob("search.db*"))
+
+
+def test_a_deletion_does_not_wait_for_ever(indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = keep(home, "walrus")
+    found(indexer, "walrus")
+    monkeypatch.setattr(removal, "WORDS_SECONDS", 0.1)
+    with indexer.lock("search", 0):
+        Indexer(Layout(str(home)), lambda _: None).delete(path.stem)
+    assert b"walrus" not in bytes_of(home)
 
 
 def test_what_a_killed_search_left_goes_with_a_deletion(indexer: Indexer, home: Path) -> None:

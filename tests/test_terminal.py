@@ -145,6 +145,14 @@ def test_an_answer_that_moves_the_cursor(environment: dict[str, str], ollama: St
     assert "[red]no markup[/red]" in shown
 
 
+def test_tags_and_line_ends_of_others(environment: dict[str, str], ollama: StandIn) -> None:
+    ollama.set(answer="Run `git` checkout <branch>\r\n\r\n- a\r\n- b\r\n\r\n<think>\nsecret\n</think>")
+    shown = words(screen(environment, "-p", "Hi", "--no-session"))
+    for text in ("checkout <branch>", "<think>", "secret", "• a", "• b"):
+        assert text in shown
+    assert "\\r" not in shown
+
+
 def test_nothing_of_it_reaches_a_pipe(run: Run, path: Path, ollama: StandIn) -> None:
     ollama.set(answer=ANSWER)
     term = {"TERM": "xterm-256color", "FORCE_COLOR": "1"}

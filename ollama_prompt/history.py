@@ -1,0 +1,82 @@
+"""What was typed in conversations, for the arrow up: history.jsonl in the store, oldest first.
+
+    {"session_id":"…","text":"…"}
+
+A text is here only once a session has it, and with that session's id: so removing a session removes it here as well.
+The file is private, for this machine alone, and may be deleted at any time. A line that is damaged is nobody's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+
+from ollama_prompt.layout import cannot_write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from ollama_prompt.layout import Layout
+
+KEPT = 1000
+"""So many texts are offered; the file is shortened to them when it has twice as many."""
+
+
+def add(layout: Layout, session_id: str, text: str) -> None:
+    """Add a text. That it cannot be written is no reason to hold up a conversation."""
+    line = json.dumps({"session_id": session_id, "text": text}, ensure_ascii=False, separators=(",", ":"))
+    with suppress(OSError):
+        file = os.open(layout.history, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        with open(file, "wb") as opened:
+            opened.write(line.encode() + b"\n")
+
+
+def texts(layout: Layout) -> list[str]:
+    """The newest texts, oldest first."""
+    found = _read(layout)
+    if len(found) > 2 * KEPT:
+        with suppress(OSError):
+            _write(layout, found[-KEPT:])
+    return [text for _, text in found[-KEPT:]]
+
+
+def forget(layout: Layout, session_ids: Container[str]) -> None:
+    """Drop what was typed in these sessions. Raises `StoreWriteFailed`."""
+    try:
+        found = _read(layout)
+        if any(session_id in session_ids for session_id, _ in found):
+            _write(layout, [entry for entry in found if entry[0] not in session_ids])
+    except OSError as error:
+        raise cannot_write(error) from error
+
+
+def _read(layout: Layout) -> list[tuple[str, str]]:
+    """(session, text) of every line."""
+    found = []
+    try:
+        with open(layout.history, encoding="utf-8", errors="replace", newline="\n") as file:
+            lines = file.readlines()
+    except OSError:
+        return []
+    for line in lines:
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry["session_id"], str) and isinstance(entry["text"], str):
+                found.append((entry["session_id"], entry["text"]))
+    return found
+
+
+def _write(layout: Layout, entries: list[tuple[str, str]]) -> None:
+    """Put a file with these in the place of the old one."""
+    unfinished = layout.history + ".tmp"
+    lines = [
+        json.dumps({"session_id": id_, "text": text}, ensure_ascii=False, separators=(",", ":")) + "\n"
+        for id_, text in entries
+    ]
+    with open(
+        os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8", newline="\n"
+    ) as file:
+        file.writelines(lines)
+    os.replace(unfinished, layout.history)
