@@ -49,14 +49,14 @@ COMMANDS = {
     "/model": (" NAME", "go on with another model"),
     "/system": (" TEXT", "set the system prompt"),
     "/title": (" TEXT", "label the session"),
-    "/file": (" PATH", "add a file to the next prompt"),
+    "/file": (" PATH", "a file for the prompt"),
     "/help": ("", "show this"),
     "/quit": ("", "end, as Ctrl-D does"),
 }
 KEYS = """\
-Enter sends. A backslash before it begins a
-new line, as do Alt-Enter and Ctrl-J where
-they work. Ctrl-C stops an answer.
+Enter sends. A backslash before it, or
+Alt-Enter or Ctrl-J, begins a new line.
+Ctrl-C stops an answer.
 """
 _LONGEST_SHOWN = 60
 """Characters of a prompt that is mentioned in a remark."""
