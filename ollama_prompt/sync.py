@@ -323,14 +323,15 @@ class _Repository:
             self._committed.update(changes.sessions())
 
     def _write_commit(self, message: str, names: Iterable[str]) -> None:
-        """What somebody has staged elsewhere stays so; and what is refused does not stay staged."""
+        """What somebody has staged in a larger repository stays so; and what is refused does not stay staged."""
         self.git.name_author()
         with suppress(FileNotFoundError):
             os.utime(self._journal)
         hint = f"in {self._indexer.layout.home}, git add --all, and then git commit, tell more"
         with self.git.apart():
             try:
-                self.git.run("commit", "--quiet", "--file", "-", "--only", "--", *names, text=message, hint=hint)
+                only = () if self.git.is_private else ("--only", "--", *names)  # which looks at all files once more
+                self.git.run("commit", "--quiet", "--file", "-", *only, text=message, hint=hint)
             except GitFailed:
                 self.git.attempt("reset", "--quiet", "--", *names)
                 raise
