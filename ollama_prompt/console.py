@@ -11,9 +11,10 @@ import errno
 import os
 import sys
 import time
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock
 from contextlib import contextmanager, suppress
 
+from ollama_prompt import interrupts
 from ollama_prompt.errors import OutputClosed, OutputFailed
 
 TYPE_CHECKING = False
@@ -269,7 +270,7 @@ class _Status:
             cls._text, cls._began, cls._pieces = text, time.monotonic(), 0
             cls._draw()
         if not is_running:
-            start_new_thread(cls._run, ())
+            interrupts.start_thread(cls._run)
 
     @classmethod
     def count(cls) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from _thread import get_ident
+from _thread import get_ident, start_new_thread
 from contextlib import contextmanager
 
 from ollama_prompt.errors import Interrupted
@@ -126,6 +126,18 @@ def going_on() -> Iterator[None]:
             yield
     finally:
         _State.goes_on = False
+
+
+def start_thread(run: Callable[[], object]) -> None:
+    """Start a thread that no signal wakes: who waits, for the model or for keys, is the main thread."""
+    if not hasattr(signal, "pthread_sigmask"):
+        start_new_thread(run, ())
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        start_new_thread(run, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
