@@ -116,7 +116,7 @@ class Conversation:
             self._guarded(lambda: self._ask(first, typed))
         while (text := self._read()) not in {None, "/quit"}:
             if text:
-                self._guarded(lambda text=text: self._do(text))  # type: ignore[misc]
+                self._guarded(lambda text=text: self._do(text))  # type: ignore[misc]  # mypy infers no lambda with a default
 
     def tell_how_to_go_on(self) -> None:
         """The last remark."""

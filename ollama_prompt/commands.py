@@ -187,14 +187,14 @@ def remember(indexer: Indexer, session_id: str, text: str) -> None:
 
 def import_for_turns(indexer: Indexer, environ: Mapping[str, str]) -> None:
     """Import what every turn needs. A conversation does so where no interruption is heard: libraries expect none."""
-    from ollama_prompt import turn  # noqa: F401
+    from ollama_prompt import turn  # noqa: F401  only to have it loaded
     from ollama_prompt.errors import UsageError
     from ollama_prompt.host import parse_host
     from ollama_prompt.lean import lean_imports
 
     indexer.import_for_turns()
     with suppress(UsageError), lean_imports(parse_host(environ.get("OLLAMA_HOST"))):
-        from ollama_prompt import ollama  # noqa: F401
+        from ollama_prompt import ollama  # noqa: F401  only to have it loaded
 
 
 def import_(

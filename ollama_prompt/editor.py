@@ -184,6 +184,7 @@ def _completer(complete: Complete) -> Completer:
     from prompt_toolkit.document import Document
 
     class Candidates(Completer):
+        # prompt_toolkit calls it with both arguments (ARG002).
         def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:  # noqa: ARG002
             length, texts = complete(document.text_before_cursor)
             return [Completion(text, -length) for text in texts]

@@ -157,7 +157,7 @@ class Indexer:
 
     def import_for_turns(self) -> None:
         """Import what holding a session needs."""
-        from ollama_prompt import held_session, locks  # noqa: F401
+        from ollama_prompt import held_session, locks  # noqa: F401  only to have it loaded
 
     def typed(self) -> list[str]:
         """What was typed in conversations, oldest first."""

@@ -87,6 +87,7 @@ class _Renderer(RendererHTML):
 
     _links = 0
 
+    # markdown-it calls each rule with all of these arguments (ARG002).
     def heading_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:  # noqa: ARG002
         return f'<{_lowered(tokens[idx].tag, env)} dir="auto">'
 

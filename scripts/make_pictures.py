@@ -8,15 +8,10 @@ times in them are relative to now, so that the pictures stay the same.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import re
-import struct
-import subprocess
 import sys
 import tempfile
-import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +22,7 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import screens  # noqa: E402  found by the path above
 import stores  # noqa: E402
 
 ROWS, COLUMNS = 60, 110
@@ -85,26 +81,14 @@ def keep(home: Path, number: int, title: str, hours: float, model: str, said: li
 
 def screen(home: Path, arguments: list[str]) -> str:
     """What a terminal gets from the command."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     environment = {"PATH": os.environ["PATH"], "HOME": str(home.parent), "TERM": "xterm-256color", "PAGER": "cat"}
-    command = [sys.executable, "-m", "ollama_prompt", *arguments, "--output", "text"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    shown = b""
-    try:
-        while data := os.read(ours, 4096):
-            shown += data
-    except OSError:  # Linux's way to say that the other side is closed
-        pass
-    os.close(ours)
-    process.wait()
-    return shown.decode().replace("\r\n", "\n")
+    command = ["-m", "ollama_prompt", *arguments, "--output", "text"]
+    return screens.shown(command, environment, ROWS, COLUMNS)[1].replace("\r\n", "\n")
 
 
 def picture(name: str, arguments: list[str], shown: str) -> str:
     """The screen as SVG."""
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  as long as we run
     quoted = " ".join(arguments)
     console.print(Text.from_ansi(f"$ ollama-prompt {quoted} --output text\n{shown.rstrip()}"))
     svg = console.export_svg(title="", unique_id=name)

@@ -61,7 +61,7 @@ class Terminal:
             out = stack.enter_context(stdout.open("wb")) if stdout else theirs
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ollama_prompt", "-i", *args], env=environment, cwd=cwd,
-                stdin=theirs, stdout=out, stderr=theirs, start_new_session=True, preexec_fn=_take_terminal,  # noqa: PLW1509
+                stdin=theirs, stdout=out, stderr=theirs, start_new_session=True, preexec_fn=_take_terminal,  # noqa: PLW1509  no thread is running
             )  # fmt: skip
         os.close(theirs)
 

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import screens
 import stores
 from conftest import tree
 from stores import fail, records, said, succeed, the_file
@@ -773,22 +774,7 @@ def test_a_closed_stdout_is_found_before_asking(environment: dict[str, str], oll
 
 def in_terminal(environment: dict[str, str], *args: str) -> tuple[int, str]:
     """Run the command in a terminal of its own: (exit code, what it showed)."""
-    import pty  # not on Windows
-
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "ollama_prompt", *args]
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm", "NO_COLOR": "1"}
-    )
-    os.close(theirs)
-    shown = b""
-    try:
-        while data := os.read(ours, 4096):
-            shown += data
-    except OSError:  # Linux's way to say that the other side is closed
-        pass
-    os.close(ours)
-    return process.wait(30), shown.decode()
+    return screens.shown(["-m", "ollama_prompt", *args], environment | {"TERM": "xterm", "NO_COLOR": "1"})
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")

@@ -615,6 +615,11 @@ def test_plain_git_does_the_same(tmp_path: Path, two: tuple[Machine, Machine]) -
     assert len(one.said(session_id)) == 6
 
 
+def heads(machine: Machine) -> str:
+    """What a sync notes before it merges: our commit and theirs."""
+    return " ".join(git(machine.home, "rev-parse", name).strip() for name in ("HEAD", "origin/main"))
+
+
 class Talking:
     """A thread that takes turns on a session, each with a moment between prompt and answer, until it is stopped."""
 
@@ -745,11 +750,11 @@ def test_a_sync_that_was_killed_in_the_middle_of_a_merge(two: tuple[Machine, Mac
     git(one.home, "add", "-A")
     git(one.home, "commit", "-q", "-m", "Here")
     git(one.home, "fetch", "-q", "origin")
-    ours, theirs = git(one.home, "rev-parse", "HEAD").strip(), git(one.home, "rev-parse", "origin/main").strip()
+    commits = heads(one)
     by_id = {path.stem: path for path in files(one.home)}
     by_id[cut].write_bytes(by_id[cut].read_bytes()[:300])
     by_id[gone].unlink()
-    (one.home / "locks" / "syncing").write_text(f"{ours} {theirs}", encoding="utf-8")
+    (one.home / "locks" / "syncing").write_text(commits, encoding="utf-8")
     (one.home / ".git" / "index.lock").touch()
     one.sync()
     other.sync()
@@ -767,10 +772,10 @@ def test_a_sync_that_was_killed_with_a_merge_that_is_not_ended(two: tuple[Machin
     one.indexer.delete(session_id)
     git(one.home, "commit", "-q", "-a", "-m", "Deleted")
     git(one.home, "fetch", "-q", "origin")
-    ours, theirs = git(one.home, "rev-parse", "HEAD").strip(), git(one.home, "rev-parse", "origin/main").strip()
+    commits = heads(one)
     git(one.home, "merge", "-q", "origin/main", may_fail=True)
     assert (one.home / ".git" / "MERGE_HEAD").exists()
-    (one.home / "locks" / "syncing").write_text(f"{ours} {theirs}", encoding="utf-8")
+    (one.home / "locks" / "syncing").write_text(commits, encoding="utf-8")
     one.sync()
     other.sync()
     assert_same(one, other)
@@ -1248,10 +1253,10 @@ def killed_in_a_conflict(one: Machine, other: Machine) -> str:
     one.turn("Here", session_id)
     commit_by_hand(one)
     git(one.home, "fetch", "-q", "origin")
-    ours, theirs = git(one.home, "rev-parse", "HEAD").strip(), git(one.home, "rev-parse", "origin/main").strip()
+    commits = heads(one)
     git(one.home, "merge", "-q", "origin/main", may_fail=True)
     assert "UU" in git(one.home, "status", "--porcelain")
-    (one.home / "locks" / "syncing").write_text(f"{ours} {theirs}", encoding="utf-8")
+    (one.home / "locks" / "syncing").write_text(commits, encoding="utf-8")
     return session_id
 
 
@@ -1285,9 +1290,9 @@ def test_a_sync_that_was_killed_before_the_commit_of_a_merge(two: tuple[Machine,
         commit_by_hand(machine)
     other.sync()
     git(one.home, "fetch", "-q", "origin")
-    ours, theirs = git(one.home, "rev-parse", "HEAD").strip(), git(one.home, "rev-parse", "origin/main").strip()
+    commits = heads(one)
     git(one.home, "merge", "-q", "--no-commit", "origin/main")
-    (one.home / "locks" / "syncing").write_text(f"{ours} {theirs}", encoding="utf-8")
+    (one.home / "locks" / "syncing").write_text(commits, encoding="utf-8")
     if later:
         one.turn("Later", session_id)
     assert one.sync()["received"] == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import screens
 import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,25 +53,9 @@ def screen(environment: dict[str, str], *args: str, rows: int = 50, columns: int
 
 def run_in_terminal(environment: dict[str, str], python: list[str], rows: int = 50, columns: int = 100) -> str:
     """What Python shows in a terminal of this size."""
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    environment = {"TERM": "xterm-256color", "PAGER": "cat"} | environment
-    process = subprocess.Popen([sys.executable, *python], stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    shown = b""
-    try:
-        while data := os.read(ours, 4096):
-            shown += data
-    except OSError:  # Linux's way to say that the other side is closed
-        pass
-    os.close(ours)
-    assert process.wait(30) == 0, shown
-    return shown.decode().replace("\r\n", "\n")
+    code, shown = screens.shown(python, {"TERM": "xterm-256color", "PAGER": "cat"} | environment, rows, columns)
+    assert code == 0, shown
+    return shown.replace("\r\n", "\n")
 
 
 def words(shown: str) -> str:
