@@ -20,14 +20,18 @@ from ollama_prompt.search_index import SearchIndexUnusable, opened, update
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from ollama_prompt.index import Entry
     from ollama_prompt.indexer import Indexer
     from ollama_prompt.query import Scope, Word
     from ollama_prompt.records import Record
-    from ollama_prompt.search_index import Found
+    from ollama_prompt.search_index import SearchIndex
+    from ollama_prompt.selection import Found
+
+    Answer = tuple[bool, list[Found], int]
+    """As `SearchIndex.find` gives it."""
 
 SMALL_BLOCK = 1 << 13
 """Bytes to read at once where one line of a file is wanted."""
@@ -47,33 +51,39 @@ def search(
     if scope.session_id is not None:
         indexer.find(scope.session_id)
     entries = indexer.catalogue.stamps()
-    found = _matching(indexer, words, scope, entries) if entries else []
-    found.sort(key=lambda each: (each[5] if best_first else 0, each[4], *each[1:4]), reverse=True)
-    shown = found[:limit]
-    rows = indexer.catalogue.at({each[0] for each in shown})
-    matches = [_match(indexer, each, words, rows[each[0]].title) for each in shown if each[0] in rows]
-    return [match for match in matches if match], len(found)
+    found, total = _matching(indexer, words, scope, entries, limit, best_first) if entries else ([], 0)
+    rows = indexer.catalogue.at({each[0] for each in found})
+    matches = [_match(indexer, each, words, rows[each[0]].title) for each in found if each[0] in rows]
+    return [match for match in matches if match], total
 
 
-def _matching(indexer: Indexer, words: list[Word], scope: Scope, entries: list[Entry]) -> list[Found]:
-    """All that match, in no order."""
+def _matching(
+    indexer: Indexer, words: list[Word], scope: Scope, entries: list[Entry], limit: int | None, best_first: bool
+) -> tuple[list[Found], int]:
+    """What is shown of all that match, and how many these are."""
     try:
-        is_exact, found = _from_index(indexer, words, scope, entries)
+        is_exact, found, total = _from_index(
+            indexer, entries, lambda index: index.find(words, scope, limit, best_first)
+        )
+        if is_exact:
+            return found, total
+        matching = list(_looked_up(indexer, words, found))
     except (SearchIndexUnusable, OSError, StoreError):
-        return list(_scan(indexer, words, scope, entries))
-    return found if is_exact else list(_looked_up(indexer, words, found))
+        matching = list(_scan(indexer, words, scope, entries))
+    matching.sort(key=lambda each: (each[5] if best_first else 0, each[4], *each[1:4]), reverse=True)
+    return matching[:limit], len(matching)
 
 
-def _from_index(indexer: Indexer, words: list[Word], scope: Scope, entries: list[Entry]) -> tuple[bool, list[Found]]:
-    """Whether what was found surely matches, and that. Raises `SearchIndexUnusable`, OSError, `StoreError`s."""
+def _from_index(indexer: Indexer, entries: list[Entry], find: Callable[[SearchIndex], Answer]) -> Answer:
+    """Ask the index, once it is current. Raises `SearchIndexUnusable`, OSError, `StoreError`s."""
     path = indexer.layout.search
     with suppress(SearchIndexUnusable), opened(path) as index:
         if index.is_current(entries):
-            return index.find(words, scope)
+            return find(index)
     with indexer.lock("search", MAKING_SECONDS, indexer.note_waiting):
-        update(path, {entry[0]: entry[1:5] for entry in entries}, indexer.layout.sessions, indexer.progress)
+        update(path, entries, indexer.layout.sessions, indexer.progress)
     with opened(path) as index:
-        return index.find(words, scope)
+        return find(index)
 
 
 def _looked_up(indexer: Indexer, words: list[Word], found: list[Found]) -> Iterator[Found]:

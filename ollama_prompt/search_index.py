@@ -13,6 +13,7 @@ a word is looked for in `vocabulary` first, the list of all words.
 
 from __future__ import annotations
 
+import marshal
 import os
 import re
 import sqlite3
@@ -23,7 +24,8 @@ from ollama_prompt import session_file
 from ollama_prompt.catalogue import id_of
 from ollama_prompt.documents import Documents
 from ollama_prompt.folding import separate
-from ollama_prompt.query import LONGEST_PIECE, rank_of_term
+from ollama_prompt.query import LONGEST_PIECE
+from ollama_prompt.selection import Selection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,11 +34,10 @@ if TYPE_CHECKING:
 
     from ollama_prompt.index import Entry
     from ollama_prompt.query import Piece, Scope, Word
+    from ollama_prompt.selection import Found
 
     Files = dict[str, tuple[int, int, int, int]]
     """Path below `sessions` → the file's stamp; its size is -1 if it may have changed without showing it."""
-    Found = tuple[str, str, int, str, str, int]
-    """A document that may match: path below `sessions`, session, offset, field, time, how well."""
     Progress = Callable[[int, int], None]
 
 APPLICATION_ID = 0x6F6C7073  # "olps"
@@ -58,7 +59,9 @@ CREATE TABLE files (
 );
 CREATE TABLE documents (document INTEGER PRIMARY KEY, file INTEGER, offset INTEGER, field TEXT, at TEXT, crc INTEGER);
 CREATE INDEX by_file ON documents (file);
+CREATE INDEX by_time ON documents (at);
 CREATE TABLE vocabulary (words TEXT);
+CREATE TABLE listed (entries BLOB);
 CREATE VIRTUAL TABLE postings USING fts5(text, content='', detail=none, columnsize=0, tokenize='ascii');
 CREATE VIRTUAL TABLE terms USING fts5vocab(postings, row);
 INSERT INTO postings (postings, rank) VALUES ('hashsize', 33554432);
@@ -66,7 +69,7 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 _STAMPS = "SELECT path, size, mtime_ns, ctime_ns, inode"
-_WORD = re.compile("[0-9a-z\x80-\U0010ffff]+")
+_WORD = re.compile(r"[^\0-/:-`{-\x7f]+")
 
 
 class SearchIndexUnusable(Exception):
@@ -84,20 +87,20 @@ def opened(path: str) -> Iterator[SearchIndex]:
         yield SearchIndex(database)
 
 
-def update(path: str, files: Files, root: str, progress: Progress) -> None:
-    """Bring the index up to date with these files: they lie in `root`.
+def update(path: str, entries: list[Entry], root: str, progress: Progress) -> None:
+    """Bring the index up to date with these files (`Catalogue.stamps`): they lie in `root`.
 
     Raises `SearchIndexUnusable`, OSError.
     """
     if os.path.exists(path):
         with suppress(SearchIndexUnusable, Doubt), _connected(path) as database:
             with _transaction(database, "BEGIN IMMEDIATE"):
-                SearchIndex(database).update(files, root, progress)
+                SearchIndex(database).update(entries, root, progress)
             return
-    _make(path, files, root, progress)
+    _make(path, entries, root, progress)
 
 
-def _make(path: str, files: Files, root: str, progress: Progress) -> None:
+def _make(path: str, entries: list[Entry], root: str, progress: Progress) -> None:
     """Made under another name, so that nobody finds half of it. One that fails leaves nothing: the disk may be full."""
     unfinished = f"{path}.tmp"
     _discard(unfinished)
@@ -108,7 +111,7 @@ def _make(path: str, files: Files, root: str, progress: Progress) -> None:
             with _transaction(database):
                 for statement in _SCHEMA.split(";"):
                     database.execute(statement)
-                SearchIndex(database).update(files, root, progress)
+                SearchIndex(database).update(entries, root, progress)
         _discard(path)
         os.replace(unfinished, path)
     finally:
@@ -130,7 +133,13 @@ class SearchIndex:
         self._bytes = 0
 
     def is_current(self, entries: list[Entry]) -> bool:
-        """Whether it is of these files, as they are now (`Catalogue.stamps`)."""
+        """Whether it is of these files, as they are now (`Catalogue.stamps`).
+
+        They come in the same order, as long as none has changed: then all are compared at once, as bytes.
+        """
+        return self._one("SELECT entries FROM listed") == (marshal.dumps(entries, 2),) or self._is_of(entries)
+
+    def _is_of(self, entries: list[Entry]) -> bool:
         return set(self._database.execute(f"{_STAMPS}, NULL FROM files")) == set(entries)
 
     def has(self, session_id: str) -> bool:
@@ -146,8 +155,9 @@ class SearchIndex:
 
     # --- Updating ------------------------------------------------------------------------------
 
-    def update(self, files: Files, root: str, progress: Progress) -> None:
+    def update(self, entries: list[Entry], root: str, progress: Progress) -> None:
         """Take in what changed. Raises `Doubt`."""
+        files: Files = {entry[0]: entry[1:5] for entry in entries}
         known = self._stamps()
         if known.keys() - files.keys():
             raise Doubt
@@ -163,6 +173,9 @@ class SearchIndex:
         if stored > 2 * shown + 100:
             raise Doubt
         self._keep_vocabulary()
+        self._database.execute("DELETE FROM listed")
+        if self._is_of(entries):  # what is young, or was changed meanwhile, is not
+            self._database.execute("INSERT INTO listed VALUES (?)", (marshal.dumps(entries, 2),))
 
     def _take(self, path: str, absolute: str, is_young: bool) -> None:
         data, stamp = session_file.read_all(absolute)
@@ -224,51 +237,33 @@ class SearchIndex:
 
     # --- Searching -----------------------------------------------------------------------------
 
-    def find(self, words: list[Word], scope: Scope) -> tuple[bool, list[Found]]:
-        """The documents that may have all words, in no order; and whether they have them."""
-        ranks, is_exact = self._candidates(words)
-        # CROSS JOIN: as it is written here, else SQLite goes through all documents.
-        chosen = "FROM documents CROSS JOIN files USING (file) WHERE offset IS NOT NULL AND at >= ?"
-        values = [scope.since]
-        if scope.session_id is not None:
-            chosen += " AND session_id = ?"
-            values.append(scope.session_id)
-        if scope.model is not None:
-            chosen += " AND (model = ? OR substr(model, 1, length(?)) = ?)"
-            values += [scope.model, scope.model + ":", scope.model + ":"]
-        if ranks is not None:
-            self._database.execute("CREATE TEMP TABLE wanted (document INTEGER PRIMARY KEY, rank INTEGER)")
-            with _transaction(self._database):
-                self._database.executemany("INSERT INTO wanted VALUES (?, ?)", ranks.items())
-            chosen = "FROM wanted CROSS JOIN documents USING (document)" + chosen.removeprefix("FROM documents")
-        columns = "path, session_id, offset, field, at, " + ("0" if ranks is None else "rank")
-        return is_exact, self._database.execute(f"SELECT {columns} {chosen}", values).fetchall()
+    def find(
+        self, words: list[Word], scope: Scope, limit: int | None, best_first: bool
+    ) -> tuple[bool, list[Found], int]:
+        """(Whether what is found has all words, that, how many there are without the limit).
 
-    def _candidates(self, words: list[Word]) -> tuple[dict[int, int] | None, bool]:
-        """Documents that may have all words (None: all may), with the sum of their ranks; whether they have them."""
+        The newest or the best come first. What may not have all words comes without a limit.
+        """
+        pieces = [(piece[0], terms) for piece, terms in self._terms(words)]
+        is_exact = all(word.is_exact for word in words) and all(terms is not None for _, terms in pieces)
+        selection = Selection(self._database, scope)
+        for piece, terms in pieces:
+            if terms is None:
+                continue
+            if not terms:
+                return is_exact, [], 0
+            if is_exact and best_first:
+                selection.require_ranked(piece, terms)
+            else:
+                selection.require(terms)
+        return is_exact, *selection.first(limit if is_exact else None)
+
+    def _terms(self, words: list[Word]) -> Iterator[tuple[Piece, set[str] | None]]:
+        """Each piece of the words, and what words of the index have it: None if they are too many."""
         parts = (row[0] for row in self._database.execute("SELECT words FROM vocabulary"))
         vocabulary = "\n".join(["", *parts, ""])
-        found: dict[int, int] | None = None
-        is_exact = all(word.is_exact for word in words)
         for piece in (piece for word in words for piece in word.pieces):
-            terms = _terms(vocabulary, piece)
-            if terms is None:
-                is_exact = False
-                continue
-            ranks = self._documents(piece[0], terms)
-            if found is not None:
-                ranks = {document: found[document] + rank for document, rank in ranks.items() if document in found}
-            found = ranks
-        return found, is_exact
-
-    def _documents(self, piece: str, terms: Iterable[str]) -> dict[int, int]:
-        """The documents that have any of these words, and how well they fit."""
-        ranks: dict[int, int] = {}
-        query = "SELECT rowid FROM postings WHERE postings MATCH ?"
-        for rank, term in sorted((rank_of_term(piece, term), term) for term in terms):  # the best one last
-            rows = self._database.execute(query, (f'"{term}"',))
-            ranks.update(dict.fromkeys((row[0] for row in rows), rank))
-        return ranks
+            yield piece, _terms(vocabulary, piece)
 
 
 def _terms(vocabulary: str, piece: Piece) -> set[str] | None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from stores import add, header, line, message, replace
 
-from ollama_prompt import query, records, removal, search, search_index
+from ollama_prompt import query, records, removal, search, search_index, selection
 from ollama_prompt.errors import SessionNotFound, UsageError
 from ollama_prompt.folding import fold, separate
 from ollama_prompt.indexer import Indexer
@@ -41,16 +41,32 @@ def found(indexer: Indexer, text: str, scope: Scope = ANYWHERE, best: bool = Fal
     return [match["snippet"] for match in matches]
 
 
-def scanned(indexer: Indexer, text: str, scope: Scope = ANYWHERE) -> set[Any]:
-    """What a scan finds."""
-    return set(search._scan(indexer, query.words_of(text), scope, indexer.catalogue.stamps()))
+Answers = list[tuple[list[Any], int]]
+
+WAYS = [(None, False), (3, False), (3, True)]
+"""Limits, and whether the best come first."""
 
 
-def indexed(indexer: Indexer, text: str, scope: Scope = ANYWHERE) -> set[Any]:
-    """What the index finds."""
-    words, entries = query.words_of(text), indexer.catalogue.stamps()
-    is_exact, candidates = search._from_index(indexer, words, scope, entries)
-    return set(candidates if is_exact else search._looked_up(indexer, words, candidates))
+def scanned(indexer: Indexer, text: str, scope: Scope = ANYWHERE) -> Answers:
+    """What a scan finds, in each way."""
+    found = list(search._scan(indexer, query.words_of(text), scope, indexer.catalogue.stamps()))
+    by_time = sorted(found, key=lambda each: (each[4], each[1], each[2], each[3]), reverse=True)
+    by_rank = sorted(by_time, key=lambda each: each[5], reverse=True)
+    return [(as_shown((by_rank if best else by_time)[:limit]), len(found)) for limit, best in WAYS]
+
+
+def indexed(indexer: Indexer, text: str, scope: Scope = ANYWHERE) -> Answers:
+    """What the index finds, in each way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_scan", None)
+        words, entries = query.words_of(text), indexer.catalogue.stamps()
+        found = [search._matching(indexer, words, scope, entries, limit, best) for limit, best in WAYS]
+    return [(as_shown(first), total) for first, total in found]
+
+
+def as_shown(found: list[Any]) -> list[Any]:
+    """Without the rank, which is known only where it matters."""
+    return [each[:5] for each in found]
 
 
 def keep(home: Path, *texts: str, number: int = 1, **more: Any) -> Path:
@@ -438,7 +454,7 @@ def test_an_index_that_cannot_be_made_leaves_nothing(
     keep(home, "walrus")
     monkeypatch.setattr(search_index.SearchIndex, "_keep_vocabulary", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        search_index.update(str(home / "search.db"), {}, str(home / "sessions"), lambda *_: None)
+        search_index.update(str(home / "search.db"), [], str(home / "sessions"), lambda *_: None)
     assert not list(home.glob("search.db*"))
 
 
@@ -504,6 +520,42 @@ def test_without_fts5_or_a_place_to_write(indexer: Indexer, home: Path, monkeypa
     assert not (home / "search.db").exists()
     monkeypatch.setattr(indexer.layout, "search", str(home / "no such folder" / "search.db"))
     assert found(indexer, "walrus") == ["⟦walrus⟧"]
+
+
+@pytest.mark.parametrize("terms", [1, 3, 100])
+@pytest.mark.parametrize("newest", [4, 80])
+def test_many_documents(indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch, newest: int, terms: int) -> None:
+    """Looked at from the newest on or all, word by word or at once, what is found is the same."""
+    monkeypatch.setattr(selection, "MANY_DOCUMENTS", newest)
+    monkeypatch.setattr(selection, "NEWEST", newest)
+    monkeypatch.setattr(selection, "MANY_TERMS", terms)
+    for number in range(1, 30):
+        keep(home, *(f"walrus{number} sea{at} pelican's" for at in range(3)), number=number, model=f"m{number % 2}")
+    keep(home, *["the same time"] * 9, number=40)
+    for sought in ("walrus", "walrus2", "walrus1 sea", "alrus2 sea2", "sea1", "pelican's", "e", "same"):
+        for scope in (ANYWHERE, Scope(model="m1"), Scope(session_id=stores.new_id(12))):
+            assert indexed(indexer, sought, scope) == scanned(indexer, sought, scope)
+
+
+def test_the_newest_are_looked_at_where_many_match(
+    indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "MANY_DOCUMENTS", 0)
+    monkeypatch.setattr(selection, "NEWEST", 20)
+    for number in range(1, 30):
+        keep(home, "walrus", number=number)
+    asked = []
+    rows = selection.Selection._rows
+
+    def asking(self: selection.Selection, tables: list[str], *more: Any) -> list[Any]:
+        asked.append(tables[0])
+        return rows(self, tables, *more)
+
+    monkeypatch.setattr(selection.Selection, "_rows", asking)
+    assert len(indexer.search("walrus", ANYWHERE, 3, best_first=False)[0]) == 3
+    assert asked == ["documents INDEXED BY by_time"]
+    assert len(indexer.search("walrus", ANYWHERE, 25, best_first=False)[0]) == 25
+    assert asked[1:] == ["documents INDEXED BY by_time", "postings"]
 
 
 def test_many_words_and_many_updates(indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
