@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -19,9 +18,10 @@ import time
 from contextlib import suppress
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markdown import Markdown
+from rich.markdown import Markdown, MarkdownElement, TableElement
 from rich.padding import Padding
 from rich.segment import Segment, Segments
 from rich.table import Table
@@ -36,7 +36,7 @@ from ollama_prompt.render import visible, with_newlines
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
+    from typing import Any, ClassVar
 
     from rich.console import ConsoleOptions, RenderableType, RenderResult
 
@@ -44,6 +44,8 @@ REDRAWS_PER_SECOND = 12
 """How often what is not ended yet is drawn again: a fast model sends more pieces than anybody sees."""
 WIDE, VERY_WIDE = 100, 130
 """Columns from which the listing is a table; and one with the models."""
+NARROWEST, UNLIMITED = 8, 1_000_000
+"""Columns that text needs to be read; and more than anything has."""
 _UNITS = ((86_400 * 365, "y"), (86_400 * 30, "mo"), (86_400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -171,34 +173,33 @@ def _message(message: dict[str, Any], as_markdown: bool) -> Iterable[RenderableT
 
 
 def _print_paged(out: Console, *parts: RenderableType) -> None:
-    """Print; where that is higher than the screen, through the pager that PAGER names, else `less`."""
+    """Print; where that is higher than the screen, through the pager."""
     with out.capture() as capture:
         for part in parts:
             out.print(part)
     text = capture.get()
-    command = _pager()
-    if command and text.count("\n") >= out.height and _page(command, text):
-        return
-    console.write(text)
+    console.clear()
+    if text.count("\n") < out.height or not _is_paged(text):
+        console.write(text)
 
 
-def _pager() -> list[str]:
-    with suppress(ValueError):
-        command = shlex.split(os.environ.get("PAGER", "less"))
-        if command and shutil.which(command[0]):
-            return command
-    return []
+def _is_paged(text: str) -> bool:
+    """Whether the pager that PAGER names, else `less`, has shown it; Ctrl-C is the pager's.
 
-
-def _page(command: list[str], text: str) -> bool:
-    """Whether the pager took it; Ctrl-C is the pager's."""
-    environment = {"LESS": "FRX", "LESSCHARSET": "utf-8", **os.environ}
+    PAGER is the user's own command, for the shell, as git and man take it: `less -R | cat`. Not so where it failed,
+    unless somebody ended it: then the text is wanted no more.
+    """
+    pager = os.environ.get("PAGER", "less -R" if shutil.which("less") else "")
+    if not pager.strip():
+        return False
+    environment = {"LESS": "FRX", "LESSCHARSET": "utf-8", "LV": "-c", **os.environ}
+    data = text.encode(errors="backslashreplace")
     with interrupts.deferred():
         try:
-            done = subprocess.run(command, input=text.encode(errors="backslashreplace"), env=environment, check=False)
+            done = subprocess.run(pager, shell=True, input=data, env=environment, check=False)  # noqa: S602  see above
         except OSError:
             return False
-        return done.returncode not in {126, 127}
+        return done.returncode <= 0 or 128 < done.returncode < 256 or interrupts.is_pending()
 
 
 # --- Markdown --------------------------------------------------------------------------------------
@@ -206,16 +207,87 @@ def _page(command: list[str], text: str) -> bool:
 
 def make_markdown(text: str) -> Markdown:
     """Markdown with the terminal's own colours; a link shows where it leads, and tags are text: `List<String>`."""
-    made = Markdown("", code_theme="ansi_dark", hyperlinks=False)
+    made = _Markdown("", code_theme="ansi_dark", hyperlinks=False)
     made.markup = text
-    made.parsed = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(text)
+    made.parsed = _parsed(text)
+    for token in made.parsed:
+        token.children = list(_shown(token.children or ()))
     return made
 
 
+def _parsed(text: str) -> list[Token]:
+    return MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(text)
+
+
+def _shown(tokens: Iterable[Token]) -> Iterable[Token]:
+    """Pictures as links to them: rich shows no address. And what `&#x202e;` stands for is made visible."""
+    for token in tokens:
+        if token.type == "image":
+            yield Token("link_open", "a", 1, attrs={"href": token.attrs["src"]})
+            yield from _shown(token.children or ())
+            yield Token("link_close", "a", -1)
+        elif token.info != "auto":  # <https://…>, whose text is the address
+            token.content = visible(token.content)
+            yield token
+
+
+class _Table(TableElement):
+    """Cells wrap; and where columns are too narrow to read, each row is a list of what it has."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        (table,) = super().__rich_console__(console, options)
+        assert isinstance(table, Table)
+        needed = console.measure(table, options=options.update(max_width=UNLIMITED)).maximum
+        if options.max_width < min(needed, NARROWEST * len(table.columns)):
+            yield from self._rows()
+            return
+        for column in table.columns:
+            column.overflow = "fold"
+        yield table
+
+    def _rows(self) -> Iterable[Text]:
+        head = self.header.row.cells if self.header and self.header.row else []
+        names = [Text.assemble(cell.content, ": ", style="bold") for cell in head]
+        for row in self.body.rows if self.body else []:
+            cells = zip(names, (cell.content for cell in row.cells), strict=True)
+            yield Text("\n").join([*(Text.assemble(name, cell) for name, cell in cells), Text()])
+
+
+class _Markdown(Markdown):
+    """What rich would lose of it is kept: cells wrap, and what is nested too deep for the screen is text."""
+
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = {**Markdown.elements, "table_open": _Table}
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width - _indent(self.parsed) < NARROWEST:
+            yield Text(self.markup)
+        else:
+            yield from super().__rich_console__(console, options)
+
+
+def _indent(tokens: Iterable[Token]) -> int:
+    """How many columns lists and quotes take, at most."""
+    widths = [0]
+    deepest = 0
+    for token in tokens:
+        if token.type in {"blockquote_open", "bullet_list_open"}:
+            widths.append(4)
+        elif token.type == "ordered_list_open":
+            widths.append(len(str(token.attrs.get("start", 1))) + 4)
+        elif token.type in {"blockquote_close", "bullet_list_close", "ordered_list_close"}:
+            widths.pop()
+        deepest = max(deepest, sum(widths))
+    return deepest
+
+
 def ended(text: str) -> int:
-    """Where the last block of a Markdown text begins: what is before it will not change any more."""
-    starts = [token.map[0] for token in make_markdown(text).parsed if token.level == 0 and token.map]
-    return sum(len(line) + 1 for line in text.split("\n")[: starts[-1]]) if len(starts) > 1 else 0
+    """Where the last block of a Markdown text begins: what is before it will not change any more.
+
+    Whole lines count: `-` may become the next item of a list, or `-1` in the paragraph before it.
+    """
+    lines = text.split("\n")[:-1]
+    starts = [token.map[0] for token in _parsed("\n".join(lines)) if token.level == 0 and token.map]
+    return sum(len(line) + 1 for line in lines[: starts[-1]]) if len(starts) > 1 else 0
 
 
 class _LastLines:

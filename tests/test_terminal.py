@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -137,6 +138,67 @@ def test_tags_and_line_ends_of_others(environment: dict[str, str], ollama: Stand
     assert "\\r" not in shown
 
 
+def rendered(markdown: str, width: int) -> str:
+    """Markdown as text, in a terminal of this width."""
+    from rich.console import Console
+
+    from ollama_prompt.terminal import make_markdown
+
+    out = Console(file=io.StringIO(), width=width, highlight=False, emoji=False, markup=False)
+    out.print(make_markdown(markdown))
+    assert isinstance(out.file, io.StringIO)
+    return out.file.getvalue()
+
+
+def test_cells_wrap() -> None:
+    long = "a_word_that_is_wider_than_its_column_can_be"
+    table = f"| name | what it is |\n|---|---|\n| {long} | {'some words ' * 20}end |\n| 日本語の長い言葉 | - |\n"
+    shown = rendered(table, 40)
+    assert "…" not in shown
+    assert long in "".join(row.split("  ")[0].strip() for row in shown.splitlines())
+    assert (shown.count("words"), shown.count("end")) == (20, 1)
+
+
+def test_a_table_without_room_is_a_list() -> None:
+    names = [f"name{number}" for number in range(8)]
+    table = f"|{'|'.join(names)}|\n{'|-' * 8}|\n|{'|'.join('abcdefgh')}|\n"
+    assert rendered(table, 100).split()[:8] == names
+    rows = [f"{name}: {cell}" for name, cell in zip(names, "abcdefgh", strict=True)]
+    assert rendered(table, 20).strip().split("\n") == rows
+
+
+def test_pictures_and_links_keep_their_addresses() -> None:
+    shown = rendered("See ![a *map*](img/map.png) and [![one](in.png)](https://out) or <https://auto>.", 100)
+    assert shown.strip() == "See a map (img/map.png) and one (in.png) (https://out) or https://auto."
+    assert "here (x.png)" in rendered("|a|\n|-|\n|![here](x.png)|\n", 40)
+
+
+def test_entities_are_made_visible() -> None:
+    shown = rendered("&#x202e;turned, &#27;[31m, &#13;over", 60)
+    assert not set("\u202e\x1b\r") & set(shown)
+    assert "\\u202eturned" in shown
+
+
+BLOCKS = [
+    "# {}",
+    "> > {}\n>\n> {}",
+    "- {}\n  - {}\n    1. {}\n       - {}",
+    "|{}|{}|{}|\n|-|-|-|\n|{}|{}|{}|",
+    "`{}` **{}**",
+]
+BLOCKS += ["```\n{} {}\n```", "![{}]({}) [{}]({})", "100. {}\n\n     {}"]
+
+
+@given(blocks=st.lists(st.sampled_from(BLOCKS), max_size=4), width=st.integers(5, 100), wrap=st.integers(0, 9))
+@settings(max_examples=200, deadline=None)
+def test_nothing_is_lost(blocks: list[str], width: int, wrap: int) -> None:
+    text = "\n\n".join("> " * wrap + block.replace("\n", "\n" + "> " * wrap) for block in blocks)
+    said = [f"w{number:02}" for number in range(text.count("{}"))]
+    shown = rendered(text.format(*said), width)
+    assert sorted(re.findall(r"w\d\d", "".join(shown.split()))) == said
+    assert all(len(row) <= width for row in shown.splitlines())
+
+
 def test_nothing_of_it_reaches_a_pipe(run: Run, path: Path, ollama: StandIn) -> None:
     ollama.set(answer=ANSWER)
     term = {"TERM": "xterm-256color", "FORCE_COLOR": "1"}
@@ -161,7 +223,33 @@ def test_what_is_higher_than_the_screen_goes_through_the_pager(
     pager.chmod(0o755)
     assert screen(environment, "--list-sessions", rows=10, PAGER=str(pager)).split() == ["paged", "21"]
     assert "paged" not in screen(environment, "--list-sessions", rows=40, PAGER=str(pager))
-    assert "Question 0" in screen(environment, "--list-sessions", rows=10, PAGER=str(tmp_path / "none"))
+
+
+PAGERS = [
+    ("false", "Question 0"), ("none/such", "Question 0"), ("", "Question 0"), ("exit 7", "Question 0"),
+    ("true", ""), ("kill -INT $$", ""), ("cat | wc -l", "21"), ("wc -l | sed 's/^/lines: /'", "lines: 21"),
+    ("grep -c Question", "20"), ("X=y; echo $X", "y"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pager", "shown"), PAGERS)
+def test_the_pager_is_a_command_of_the_shell(environment: dict[str, str], home: Path, pager: str, shown: str) -> None:
+    """As git and man take it; what one that fails did not show is shown without it."""
+    for number in range(20):
+        stores.make(home, number)
+    got = words(screen(environment, "--list-sessions", rows=10, PAGER=pager))
+    assert shown in got if shown.startswith("Question") else got.strip() == shown
+
+
+def test_a_bar_is_gone_before_the_pager_begins(environment: dict[str, str]) -> None:
+    script = (
+        "from ollama_prompt import console, terminal; console._Progress.DELAY = 0; console.show_progress(1, 3);"
+        "terminal._print_paged(terminal.make_console(), 'row\\n' * 50)"
+    )
+    shown = run_in_terminal(environment | {"PAGER": "sleep 0.4; echo begun; cat >/dev/null; sleep 0.4"}, ["-c", script])
+    before, _, after = words(shown).partition("begun")
+    assert "1/3" in before
+    assert after.strip() == ""
 
 
 def test_how_long_it_takes_is_told(environment: dict[str, str], ollama: StandIn) -> None:
