@@ -54,7 +54,7 @@ def test_all_that_lies_in_a_store_is_named() -> None:
     files = read(PAGE.read_text(encoding="utf-8")).partition(".SH FILES")[2].partition(".SH ")[0]
     store = layout.Layout("store")
     places = {os.path.basename(getattr(store, name)) for name in store.__slots__} - {"store"}
-    assert places == set(re.findall(r"~/\.ollama-prompt/([\w.]+)", files))
+    assert places == set(re.findall(r"/\.ollama-prompt/([\w.]+)", files))
 
 
 def test_nothing_of_the_source_is_left_over() -> None:
