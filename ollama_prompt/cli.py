@@ -298,7 +298,7 @@ def _sync(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands, render
 
     return _print(
-        commands.sync(indexer, flags.lock_timeout, console.note, console.show_status), flags, render.sync_as_text
+        commands.sync(indexer, flags.lock_timeout, console.note, console.show_step), flags, render.sync_as_text
     )
 
 

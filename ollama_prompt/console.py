@@ -209,8 +209,13 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def show_progress(done: int, total: int) -> None:
-    """Say on a terminal how far something long has come: as a bar, once it has taken a moment."""
+    """Say on a terminal how many conversations of something long are done: as a bar, once it has taken a moment."""
     _Progress.show(done, total)
+
+
+def show_step(what: str, done: int, total: int) -> None:
+    """Say on a terminal what is done now, and how many of the steps of something long are, as a bar."""
+    _Progress.show_step(what, done, total)
 
 
 class _Progress:
@@ -224,23 +229,29 @@ class _Progress:
     def show(cls, done: int, total: int) -> None:
         if cls._began is None:
             cls._began = time.monotonic()
-        if cls._bar is None and time.monotonic() - cls._began >= cls.DELAY and is_terminal(sys.stderr):
+        if time.monotonic() - cls._began >= cls.DELAY:
+            cls._draw("conversations", done, total, is_timed=True)
+
+    @classmethod
+    def show_step(cls, what: str, done: int, total: int) -> None:
+        from ollama_prompt.render import visible
+
+        cls._draw(visible(what), done, total, is_timed=False)
+
+    @classmethod
+    def _draw(cls, what: str, done: int, total: int, is_timed: bool) -> None:
+        if cls._bar is None and is_terminal(sys.stderr):
             from ollama_prompt.progress import ProgressBar
 
-            cls._bar = ProgressBar()
+            cls._bar = ProgressBar(is_timed)
         if cls._bar is not None:
-            cls._bar.show(done, total)
+            cls._bar.show(what, done, total)
 
     @classmethod
     def end(cls) -> None:
         if cls._bar is not None:
             cls._bar.end()
         cls._began = cls._bar = None
-
-
-def show_status(text: str) -> None:
-    """Say on a terminal what is waited for."""
-    _Status.show(text)
 
 
 def clear() -> None:

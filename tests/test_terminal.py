@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import screens
 import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import header, line, message, succeed
+from stores import fail, header, line, message, succeed
 
 from ollama_prompt import clock
 
@@ -269,6 +270,60 @@ def test_how_far_it_has_come(environment: dict[str, str]) -> None:
     assert words(shown.rpartition("\x1b[2K")[2]).strip().endswith("done")
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_steps_of_a_sync(environment: dict[str, str], home: Path, run: Run, tmp_path: Path) -> None:
+    """Each with what it does and to how many sessions; and of all of it nothing in a pipe, or where no cursor moves."""
+    remote = tmp_path / "remote"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(remote)], check=True, capture_output=True)
+    stores.make(home, 1)
+    succeed(run("--git-setup", "--remote", str(remote)))
+    stores.make(home, 2)
+    shown = screen(environment, "--sync", GIT_ASKPASS="false")
+    at = (
+        "0/5 looking for what changed",
+        "1/5 committing 1 session",
+        "2/5 fetching from origin",
+        "4/5 pushing 2 sessions",
+    )
+    places = [words(shown).index(step) for step in at]
+    assert places == sorted(places)
+    assert "writing objects, 1 of " in shown
+    assert words(shown.rpartition("\x1b[2K")[2]) == "sessions committed: 1, received: 0, sent: 2\n"
+    assert shown.count("\x1b[?25h") >= shown.count("\x1b[?25l") > 0
+    dumb = screen(environment, "--sync", TERM="dumb")
+    assert dumb == "sessions committed: 0, received: 0, sent: 0\n"
+    assert succeed(run("--sync", "--output", "text", env={"TERM": "xterm", "FORCE_COLOR": "1"})).stderr == ""
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_what_git_says_beside_its_progress_is_the_error(run: Run, home: Path, tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(remote)], check=True, capture_output=True)
+    hook = remote / "hooks" / "pre-receive"
+    hook.write_text("#!/bin/sh\necho not today >&2\nexit 1\n", encoding="utf-8")
+    hook.chmod(0o755)
+    stores.make(home, 1)
+    succeed(run("--git-setup", "--remote", str(remote)))
+    said = fail(run("--sync"), "git_failed")["error"]
+    assert "not today" in said
+    assert not re.search(r"objects|%|Total|Delta", said)
+
+
+@pytest.mark.parametrize("columns", [10, 20, 40, 80, 200])
+def test_a_bar_fits(environment: dict[str, str], columns: int) -> None:
+    script = (
+        "from ollama_prompt import console; console._Progress.DELAY = 0; console.show_progress(123, 999);"
+        "console.clear(); console.show_step('doing [x] with \x1b[31m many words', 3, 5); console.write('done')"
+    )
+    shown = words(run_in_terminal(environment, ["-c", script], columns=columns))
+    assert all(len(row) <= columns for row in re.split(r"[\r\n]+", shown))
+    if columns >= 20:
+        assert "123/999" in shown
+        assert "3/5 do" in shown
+    if columns >= 80:
+        assert r"doing [x] with \x1b[31m many words" in shown
 
 
 @given(text=st.text(st.sampled_from("a \n-#`>1.*|\t"), max_size=60), cut=st.integers(0, 60))
