@@ -89,6 +89,11 @@ def with_newlines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def one_line(text: str) -> str:
+    """Text on one line, with its control characters escaped."""
+    return " ".join(visible(with_newlines(text)).split())
+
+
 def listing_as_text(lines: list[bytes]) -> str:
     """The listing as a table."""
     import json
@@ -98,8 +103,7 @@ def listing_as_text(lines: list[bytes]) -> str:
 
 
 def _listed(item: dict[str, Any]) -> tuple[str, ...]:
-    title = visible(item["title"] or "").replace("\n", " ")
-    model = visible(item["model_name"] or "")
+    title, model = one_line(item["title"] or ""), one_line(item["model_name"] or "")
     return item["session_id"], item["last_used"] or "", str(item["message_count"]), model, title
 
 
@@ -113,7 +117,7 @@ def matches_as_text(data: dict[str, Any]) -> str:
     """What was found, each with where that is."""
     blocks = [
         f"{match['session_id']}  {match['created_at'] or ''}  {match['role'] or 'title'}"
-        f"  {visible(match['title'] or '')}\n  {visible(match['snippet'])}\n"
+        f"  {one_line(match['title'] or '')}\n  {visible(match['snippet'])}\n"
         for match in data["matches"]
     ]
     more = data["total"] - len(blocks)
@@ -134,10 +138,33 @@ def info_as_text(data: dict[str, Any]) -> str:
 
 
 def _message_as_text(message: dict[str, Any]) -> str:
-    undone = " (taken back)" if message.get("undone") else ""
+    marks = "".join(f" ({mark})" for mark in marks_of(message))
     text = visible(with_newlines(message["content"]))
     named = "".join(f", {visible(message[key])}" for key in ("created_at", "id") if message.get(key))
-    return f"\n--- {visible(message['role'])}{undone}{named}\n{text}\n"
+    thinking = thinking_of(message)
+    thought = f"[thinking]\n{thinking}\n[answer]\n" if thinking else ""
+    pictures = "".join(f"{picture}\n" for picture in pictures_of(message))
+    return f"\n--- {visible(message['role'])}{marks}{named}\n{thought}{text}\n{pictures}"
+
+
+def marks_of(message: dict[str, Any]) -> list[str]:
+    """What there is to say of a message that was taken back, or did not end by itself."""
+    reason = message.get("done_reason")
+    ended = [one_line(reason)] if isinstance(reason, str) and reason not in {"", "stop"} else []
+    return (["taken back"] if message.get("undone") else []) + ended
+
+
+def thinking_of(message: dict[str, Any]) -> str:
+    """What the model thought before an answer."""
+    thinking = message.get("thinking")
+    return visible(with_newlines(thinking)).strip() if isinstance(thinking, str) else ""
+
+
+def pictures_of(message: dict[str, Any]) -> list[str]:
+    """A line for each picture that a message came with; a record written by hand may have anything."""
+    images = message.get("images")
+    named = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    return [f"[picture: {one_line(str(image.get('path') or image.get('sha256')))}]" for image in named]
 
 
 def purge_as_text(data: dict[str, Any]) -> str:

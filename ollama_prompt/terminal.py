@@ -31,7 +31,7 @@ from ollama_prompt import console, interrupts
 from ollama_prompt.clock import seconds_since
 from ollama_prompt.errors import OutputClosed, OutputFailed
 from ollama_prompt.query import MARKS
-from ollama_prompt.render import visible, with_newlines
+from ollama_prompt.render import marks_of, one_line, pictures_of, thinking_of, visible, with_newlines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ WIDE, VERY_WIDE = 100, 130
 """Columns from which the listing is a table; and one with the models."""
 NARROWEST, UNLIMITED = 8, 1_000_000
 """Columns that text needs to be read; and more than anything has."""
+_COLORS = {"user": "bold cyan", "assistant": "bold green"}
 _UNITS = ((86_400 * 365, "y"), (86_400 * 30, "mo"), (86_400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -62,7 +63,13 @@ def show_listing(sessions: list[dict[str, Any]], total: int) -> None:
     out = make_console()
     left_out = total - len(sessions)
     more = [Text(f"{left_out} more; --limit shows them", "dim")] if left_out else []
-    shown = [_table(sessions, with_models=out.width >= VERY_WIDE)] if out.width >= WIDE else map(_block, sessions)
+    if not total:
+        more = [Text("no sessions yet", "dim")]
+    shown = (
+        [_table(sessions, with_models=out.width >= VERY_WIDE)]
+        if out.width >= WIDE and sessions
+        else map(_block, sessions)
+    )
     _print_paged(out, *shown, *more)
 
 
@@ -76,17 +83,23 @@ def _table(sessions: list[dict[str, Any]], with_models: bool) -> Table:
     table.add_column("SESSION", min_width=36, no_wrap=True, style="dim")
     for session in sessions:
         numbers = (ago(session["last_used"]), str(session["message_count"]), _share(session))
-        model = [_line(session["model_name"] or "")] if with_models else []
-        table.add_row(*map(Text, (_line(session["title"] or ""), *model, *numbers, session["session_id"])))
+        model = [one_line(session["model_name"] or "")] if with_models else []
+        table.add_row(*map(Text, (one_line(session["title"] or ""), *model, *numbers, session["session_id"])))
     return table
 
 
-def _block(session: dict[str, Any]) -> Text:
+def _block(session: dict[str, Any]) -> RenderableType:
     """A session on a narrow screen."""
-    count = f"{session['message_count']} messages"
-    facts = (ago(session["last_used"]), count, _share(session), _line(session["model_name"] or ""))
-    text = Text(_line(session["title"] or ""), "bold")
-    return text.append(f"\n{' · '.join(filter(None, facts))}\n{session['session_id']}", "not bold dim")
+    count = f"{session['message_count']} message{'s' * (session['message_count'] != 1)}"
+    facts = (ago(session["last_used"]), count, _share(session), one_line(session["model_name"] or ""))
+    return Group(
+        _title(session["title"] or ""), Text(f"{' · '.join(filter(None, facts))}\n{session['session_id']}", "dim")
+    )
+
+
+def _title(text: str) -> Text:
+    """A title above what belongs to it."""
+    return Text(one_line(text), "bold", no_wrap=True, overflow="ellipsis")
 
 
 def _share(session: dict[str, Any]) -> str:
@@ -111,9 +124,12 @@ def show_matches(matches: list[dict[str, Any]], total: int) -> None:
     out = make_console()
     shown: list[RenderableType] = []
     for match in matches:
-        head = Text(_line(match["title"] or match["session_id"]), "bold", no_wrap=True, overflow="ellipsis")
         where = Text(f"{ago(match['created_at'])} · {match['role'] or 'title'} · {match['session_id']}", "dim")
-        shown += [head, where, Padding(_marked(match["snippet"]), (0, 0, 1, 2))]
+        shown += [
+            _title(match["title"] or match["session_id"]),
+            where,
+            Padding(_marked(match["snippet"]), (0, 0, 1, 2)),
+        ]
     left_out = total - len(matches)
     shown.append(Text(f"{left_out} more; --limit shows them" if left_out else f"{total} found", "dim"))
     _print_paged(out, *shown)
@@ -124,10 +140,6 @@ def _marked(snippet: str) -> Text:
     for number, part in enumerate(re.split(f"[{MARKS}]", visible(snippet))):
         text.append(part, "bold reverse" if number % 2 else "")
     return text
-
-
-def _line(text: str) -> str:
-    return " ".join(visible(text).split())
 
 
 # --- One conversation ------------------------------------------------------------------------------
@@ -159,14 +171,17 @@ def _facts(info: dict[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def _message(message: dict[str, Any], as_markdown: bool) -> Iterable[RenderableType]:
-    role = _line(message.get("model") or message["role"])
-    head = Text(f"\n{role}", "bold cyan" if message["role"] == "user" else "bold green")
-    said = [ago(message.get("created_at")), *(["taken back"] if message.get("undone") else [])]
-    head.append(f"  {' · '.join(filter(None, said))}", "dim not bold")
-    text = visible(with_newlines(message.get("typed") or message["content"]))
-    is_markdown = as_markdown and message["role"] == "assistant" and not message.get("undone")
-    yield head
-    yield make_markdown(text) if is_markdown else Text(text, "dim" if message.get("undone") else "")
+    undone = message.get("undone")
+    head = Text(f"\n{one_line(str(message.get('model') or message['role']))}", _COLORS.get(message["role"], "bold"))
+    facts = ago(message.get("created_at")), *marks_of(message), one_line(str(message.get("id") or ""))
+    yield head.append(f"  {' · '.join(filter(None, facts))}", "dim not bold")
+    if thinking := thinking_of(message):
+        yield Text(f"{thinking}\n", "dim italic")
+    typed = message.get("typed")
+    text = visible(with_newlines(typed if isinstance(typed, str) and typed else message["content"]))
+    is_markdown = as_markdown and message["role"] == "assistant" and not undone
+    yield make_markdown(text) if is_markdown else Text(text, "dim" if undone else "")
+    yield from (Text(picture, "dim") for picture in pictures_of(message))
 
 
 # --- The pager -------------------------------------------------------------------------------------
@@ -175,8 +190,7 @@ def _message(message: dict[str, Any], as_markdown: bool) -> Iterable[RenderableT
 def _print_paged(out: Console, *parts: RenderableType) -> None:
     """Print; where that is higher than the screen, through the pager."""
     with out.capture() as capture:
-        for part in parts:
-            out.print(part)
+        out.print(Group(*parts))  # printed one by one, a text would lose that it is not to be wrapped
     text = capture.get()
     console.clear()
     if text.count("\n") < out.height or not _is_paged(text):

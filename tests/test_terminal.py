@@ -105,6 +105,49 @@ def test_a_conversation(environment: dict[str, str], path: Path) -> None:
     assert "Three **long** ones" in raw
 
 
+def test_what_belongs_to_a_message(environment: dict[str, str], home: Path, run: Run) -> None:
+    """What the model thought, pictures, how an answer ended, and the id for --fork --at: also where text is plain."""
+    picture = {"sha256": "a" * 64, "bytes": 9, "type": "image/png", "path": "./cat\x1b[31m.png"}
+    said = [
+        message(1, "user", "Look.", images=[picture, 5]),
+        message(2, "assistant", "A **cat", thinking="It has\x1b[31m\r\n\r\nears.", done_reason="interrupted"),
+    ]
+    path = stores.make(home, 1, b"".join(map(line, [header(stores.new_id(1)), *said])))
+    rich = words(screen(environment, "--session-info", path.stem))
+    plain = succeed(run("--session-info", path.stem, "--output", "text")).stdout
+    for shown in (rich, plain):
+        for part in (r"[picture: ./cat\x1b[31m.png]", r"It has\x1b[31m", "ears.", "interrupted", stores.new_id(2)):
+            assert part in shown
+        assert shown.index("ears.") < shown.index("A **cat")
+
+
+@pytest.mark.parametrize("odd", [5, [], {"a": 1}, "", [None], "\x1b[31m"])
+def test_a_message_written_by_hand(environment: dict[str, str], home: Path, run: Run, odd: Any) -> None:
+    keys = ("typed", "thinking", "images", "done_reason", "model", "tokens", "references")
+    said = [message(1, "user", "Hi"), message(2, "assistant", "Ho"), {**message(3, "x", "Ha"), "created_at": odd}]
+    data = b"".join(line({**record, **dict.fromkeys(keys, odd)}) for record in said)
+    path = stores.make(home, 1, line(header(stores.new_id(1))) + data)
+    for shown in (screen(environment, "--session-info", path.stem), screen(environment, "--list-sessions")):
+        assert "\x1b[31m" not in shown
+        assert "error" not in shown
+    succeed(run("--session-info", path.stem, "--output", "text"))
+
+
+def test_an_empty_store(environment: dict[str, str]) -> None:
+    for columns in (40, 130):
+        assert words(screen(environment, "--list-sessions", columns=columns)) == "no sessions yet\n"
+
+
+def test_a_long_title_takes_one_line(environment: dict[str, str], home: Path) -> None:
+    data = line(header(stores.new_id(1), title="日本\r\n" + "a long title " * 20)) + line(message(1, "user", "danube"))
+    stores.make(home, 1, data)
+    for args in (["--list-sessions"], ["--search", "danube"]):
+        first, second, *_ = words(screen(environment, *args, columns=40)).splitlines()
+        assert first.startswith("日本 a long title")
+        assert first.endswith("…")
+        assert "ago" in second
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.02])
 def test_an_answer_is_markdown(environment: dict[str, str], ollama: StandIn, delay: float) -> None:
     ollama.set(answer=ANSWER, delay=delay)
