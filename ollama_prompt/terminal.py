@@ -16,14 +16,16 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from itertools import dropwhile
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markdown import Markdown, MarkdownElement, TableElement
+from rich.markdown import CodeBlock, Markdown, MarkdownElement, TableElement
 from rich.padding import Padding
 from rich.segment import Segment, Segments
+from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
@@ -40,8 +42,9 @@ if TYPE_CHECKING:
 
     from rich.console import ConsoleOptions, RenderableType, RenderResult
 
-REDRAWS_PER_SECOND = 12
-"""How often what is not ended yet is drawn again: a fast model sends more pieces than anybody sees."""
+REDRAWS_PER_SECOND, REDRAWING_SHARE = 12, 0.2
+"""How often what is not ended yet is drawn again: a fast model sends more pieces than anybody sees. And how much of the
+time that may take: a long piece of code is laid out whole each time, and who draws does not listen."""
 WIDE, VERY_WIDE = 100, 130
 """Columns from which the listing is a table; and one with the models."""
 NARROWEST, UNLIMITED = 8, 1_000_000
@@ -257,6 +260,7 @@ class _Table(TableElement):
             return
         for column in table.columns:
             column.overflow = "fold"
+        table.show_edge = False
         yield table
 
     def _rows(self) -> Iterable[Text]:
@@ -267,16 +271,46 @@ class _Table(TableElement):
             yield Text("\n").join([*(Text.assemble(name, cell) for name, cell in cells), Text()])
 
 
-class _Markdown(Markdown):
-    """What rich would lose of it is kept: cells wrap, and what is nested too deep for the screen is text."""
+class _Code(CodeBlock):
+    """Code without empty lines above and below it beside those that every block has."""
 
-    elements: ClassVar[dict[str, type[MarkdownElement]]] = {**Markdown.elements, "table_open": _Table}
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for made in super().__rich_console__(console, options):
+            if isinstance(made, Syntax):
+                made.padding = (0, 1, 0, 1)
+            yield made
+
+
+class _Markdown(Markdown):
+    """What rich would lose of it is kept: cells wrap, and what is nested too deep for the screen is text.
+
+    It is without the empty lines that rich puts above and below some blocks, and not others.
+    """
+
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = {
+        **Markdown.elements, "table_open": _Table, "fence": _Code, "code_block": _Code
+    }  # fmt: skip
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if options.max_width - _indent(self.parsed) < NARROWEST:
             yield Text(self.markup)
         else:
-            yield from super().__rich_console__(console, options)
+            made = [segment for segment in super().__rich_console__(console, options) if isinstance(segment, Segment)]
+            rows = [_stripped(row) for row in Segment.split_lines(made)]
+            for row in dropwhile(lambda row: not row, rows[: _filled(rows)]):
+                yield from (*row, Segment.line())
+
+
+def _stripped(row: list[Segment]) -> list[Segment]:
+    """Without the spaces at its end, which a window that is made narrower would wrap."""
+    while row and not row[-1].text.strip(" "):
+        row = row[:-1]
+    return [*row[:-1], Segment(row[-1].text.rstrip(" "), row[-1].style)] if row else []
+
+
+def _filled(rows: list[list[Segment]]) -> int:
+    """How many there are without the empty ones at the end."""
+    return max((number for number, row in enumerate(rows, 1) if row), default=0)
 
 
 def _indent(tokens: Iterable[Token]) -> int:
@@ -325,7 +359,7 @@ class MarkdownSink(console.TextSink):
                           redirect_stderr=False)  # fmt: skip
         self._rest = self._cut = ""
         self._printed = False
-        self._drawn = 0.0
+        self._next = 0.0
 
     def token(self, text: str) -> None:
         """Draw what has come."""
@@ -334,7 +368,8 @@ class MarkdownSink(console.TextSink):
         if text.endswith("\r"):  # perhaps half of a line's end
             text, self._cut = text[:-1], "\r"
         self._rest += visible(with_newlines(text))
-        if time.monotonic() - self._drawn < 1 / REDRAWS_PER_SECOND:
+        began = time.monotonic()
+        if began < self._next:
             return
         with console.translated():
             if end := ended(self._rest):
@@ -343,7 +378,8 @@ class MarkdownSink(console.TextSink):
             if not self._live.is_started:
                 self._live.start()
             self._live.update(_LastLines(self._spaced(self._rest)), refresh=True)
-        self._drawn = time.monotonic()
+        now = time.monotonic()
+        self._next = now + max(1 / REDRAWS_PER_SECOND, (now - began) / REDRAWING_SHARE)
 
     def end(self, turn: dict[str, Any]) -> None:
         """Print what is left."""

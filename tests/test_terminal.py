@@ -159,6 +159,24 @@ def test_an_answer_is_markdown(environment: dict[str, str], ollama: StandIn, del
     assert last.endswith("\n")
 
 
+BETWEEN = (
+    "one\n\n- two\n\n> three\n\n1. four\n\n```\nfive\n```\n\n|six|\n|-|\n|seven|\n\n- eight\n\n# nine\n\n---\n\nten\n"
+)
+
+
+def test_one_empty_line_between_blocks() -> None:
+    shown = rendered(BETWEEN, 40)
+    assert "\n\n\n" not in shown
+    assert not re.search(r"^\n| \n|\n\n$", shown), "spaces at the end of a line would wrap in a narrower window"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1])
+def test_an_answer_that_comes_slowly_looks_the_same(environment: dict[str, str], ollama: StandIn, delay: float) -> None:
+    ollama.set(answer=BETWEEN, delay=delay)
+    shown = screen(environment, "-p", "Hi", "--no-session", columns=40)
+    assert screens.visible(shown) == rendered(BETWEEN, 40)
+
+
 @pytest.mark.parametrize("more", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"flag": "--plain"}])
 def test_an_answer_as_it_came(environment: dict[str, str], ollama: StandIn, more: dict[str, str]) -> None:
     ollama.set(answer=ANSWER)
