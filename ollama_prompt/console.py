@@ -260,6 +260,25 @@ def clear() -> None:
     _Progress.end()
 
 
+def _fitted(what: str, how: str) -> str:
+    """Both on one line of the terminal, `what` cut where they are too long: what wraps is not removed again."""
+    try:
+        columns = os.get_terminal_size(2).columns - 1
+    except (OSError, ValueError):
+        columns = 79
+    if _width(what) + _width(how) <= columns:
+        return what + how
+    room = columns - _width(how) - 1
+    while what and _width(what) > room:
+        what = what[:-1]
+    return f"{what}…{how}" if what else how.lstrip()[:columns]
+
+
+def _width(text: str) -> int:
+    """Columns that a text takes, at most."""
+    return sum(1 if char.isascii() or char == "…" else 2 for char in text)
+
+
 class _Status:
     """A line on the terminal while nothing has come yet; there is one at most.
 
@@ -312,4 +331,4 @@ class _Status:
         passed = time.monotonic() - cls._began
         how_long = f" {passed:.0f} s" if passed >= 1 else ""
         how_fast = f", {cls._pieces} tokens, {cls._pieces / passed:.0f} a second" if cls._pieces and passed else ""
-        write_error(f"{visible(cls._text or '')}{how_long}{how_fast}")
+        write_error(_fitted(visible(cls._text or ""), how_long + how_fast))

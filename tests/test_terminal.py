@@ -321,6 +321,22 @@ def test_how_long_it_takes_is_told(environment: dict[str, str], ollama: StandIn)
     assert json.loads(shown.rpartition("\x1b[K")[2])["response"] == "one two three four"
 
 
+@pytest.mark.parametrize("columns", [10, 20, 30, 40, 60])
+def test_the_status_is_one_line(environment: dict[str, str], ollama: StandIn, columns: int) -> None:
+    """A longer one would wrap, and only its last row be removed."""
+    ollama.set(
+        delay=0.8, answer="one two", models={"hf.co/日本語/a-name-of-some-length:q4": {"limit": 9, "capabilities": []}}
+    )
+    name = "hf.co/日本語/a-name-of-some-length:q4"
+    shown = run_in_terminal(
+        environment, ["-m", "ollama_prompt", "-p", "Hi", "--no-session", "--model", name], columns=columns
+    )
+    drawn = [row for row in words(shown).partition("{")[0].split("\r") if row]
+    assert drawn
+    assert all(len(row) + len(re.findall("[日本語]", row)) < columns for row in drawn)
+    assert any("1 s" in row for row in drawn) or columns < 20
+
+
 def test_how_far_it_has_come(environment: dict[str, str]) -> None:
     script = (
         "from ollama_prompt import console; console._Progress.DELAY = 0;"
