@@ -19,26 +19,31 @@ if TYPE_CHECKING:
 
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
+_UNESCAPED_UTF_8 = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
+
 
 def as_json(data: dict[str, Any]) -> str:
     """One object, indented."""
     import json
 
-    return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+    return escaped(json.dumps(data, ensure_ascii=False, indent=2)) + "\n"
 
 
 def as_line(data: dict[str, Any]) -> str:
     """One object on one line."""
     import json
 
-    return _one_line(json.dumps(data, ensure_ascii=False)) + "\n"
+    return escaped(json.dumps(data, ensure_ascii=False)) + "\n"
 
 
-def _one_line(json_: str) -> str:
-    """JSON without the characters at which many readers of lines end one too, in JavaScript and Python for example."""
-    for char, escaped in (("\x85", r"\u0085"), ("\u2028", r"\u2028"), ("\u2029", r"\u2029")):
-        json_ = json_.replace(char, escaped)
-    return json_
+def escaped(json_: str) -> str:
+    """JSON without the control characters that may stand in it as they are.
+
+    U+009B begins an escape sequence in some terminals, and at U+0085, U+2028 and U+2029 many readers of lines end one,
+    in JavaScript and Python for example.
+    """
+    return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json_)
 
 
 def listing_as_json(lines: list[bytes], total: int) -> bytes:
@@ -50,12 +55,12 @@ def listing_as_json(lines: list[bytes], total: int) -> bytes:
     pieces = lines.copy()
     pieces[0] = start + b"\n" + pieces[0]
     pieces[-1] += b"\n" + end
-    return b",\n".join(pieces)
+    return _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % found[0][-1], b",\n".join(pieces))
 
 
 def listing_as_line(lines: list[bytes], total: int) -> str:
     """The listing as one object on one line."""
-    return _one_line(f'{{"sessions": [{b", ".join(lines).decode()}], "total": {total}}}') + "\n"
+    return escaped(f'{{"sessions": [{b", ".join(lines).decode()}], "total": {total}}}') + "\n"
 
 
 def error_as_json(error: OllamaPromptError) -> str:

@@ -6,9 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-def shown(arguments: list[str], environment: dict[str, str], rows: int = 24, columns: int = 80) -> tuple[int, str]:
+def shown(
+    arguments: list[str], environment: dict[str, str], rows: int = 24, columns: int = 80, folder: Path | None = None
+) -> tuple[int, str]:
     """Run Python with these arguments in a terminal of this size: (exit code, what it showed)."""
     import fcntl
     import pty
@@ -18,7 +24,7 @@ def shown(arguments: list[str], environment: dict[str, str], rows: int = 24, col
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+        [sys.executable, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=folder
     )
     os.close(theirs)
     data = b""

@@ -261,6 +261,26 @@ def test_nothing_is_lost(blocks: list[str], width: int, wrap: int) -> None:
     assert all(len(row) <= width for row in shown.splitlines())
 
 
+OBEYED = "\x1b[31m \x1b]0;title\x07 \x9b31m \x08 \x7f \r over"
+LISTINGS = [["--list-sessions"], ["--session-info", "ID"], ["--search", "over"]]
+EXPORTS = [["--export", "ID", "--as", form] for form in ("markdown", "text", "html", "json")]
+
+
+@pytest.mark.parametrize("args", [*LISTINGS, *EXPORTS, ["--retry", "ID"], ["--export", "ID", "--to", "\x1b[31m.md"]])
+@pytest.mark.parametrize("output", ["text", "json", "ndjson"])
+def test_a_terminal_obeys_nothing_that_was_said(
+    environment: dict[str, str], home: Path, ollama: StandIn, tmp_path: Path, args: list[str], output: str
+) -> None:
+    ollama.set(answer=OBEYED)
+    said = [message(number, role, OBEYED) for number, role in enumerate(("user", "assistant"))]
+    head = header(stores.new_id(1), title=OBEYED, model="smollm2", system=OBEYED)
+    path = stores.make(home, 1, b"".join(map(line, [head, *said])))
+    command = ["-m", "ollama_prompt", *(path.stem if arg == "ID" else arg for arg in args), "--output", output]
+    code, shown = screens.shown(command, environment | {"TERM": "xterm", "PAGER": "cat"}, folder=tmp_path)
+    assert code == 0, shown
+    assert not re.search("\x1b\\[31m|\x1b\\]|\x9b|\x08|\x7f|\r(?!\n|\x1b)", shown), shown
+
+
 def test_nothing_of_it_reaches_a_pipe(run: Run, path: Path, ollama: StandIn) -> None:
     ollama.set(answer=ANSWER)
     term = {"TERM": "xterm-256color", "FORCE_COLOR": "1"}
