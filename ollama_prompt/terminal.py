@@ -233,16 +233,20 @@ def make_markdown(text: str) -> Markdown:
 
 
 def _parsed(text: str) -> list[Token]:
-    return MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(text)
+    """The blocks, each by itself: an address that stands in a later one (`[1]: …`) would come too late."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).disable("reference")
+    return parser.parse(text)
 
 
 def _shown(tokens: Iterable[Token]) -> Iterable[Token]:
-    """Pictures as links to them: rich shows no address. And what `&#x202e;` stands for is made visible."""
+    """Pictures as links to them: rich shows no address. Verses stay lines; what `&#x202e;` stands for is visible."""
     for token in tokens:
         if token.type == "image":
             yield Token("link_open", "a", 1, attrs={"href": token.attrs["src"]})
             yield from _shown(token.children or ())
             yield Token("link_close", "a", -1)
+        elif token.type == "softbreak":
+            yield Token("hardbreak", "br", 0)
         elif token.info != "auto":  # <https://…>, whose text is the address
             token.content = visible(token.content)
             yield token

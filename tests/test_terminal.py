@@ -235,6 +235,11 @@ def test_pictures_and_links_keep_their_addresses() -> None:
     assert "here (x.png)" in rendered("|a|\n|-|\n|![here](x.png)|\n", 40)
 
 
+def test_verses_stay_lines_and_notes_stay() -> None:
+    shown = rendered("one\ntwo [there][1]\n\n- a\n  b\n\n[1]: https://x.y\n[2]: https://z\n", 60)
+    assert shown == "one\ntwo [there][1]\n\n • a\n   b\n\n[1]: https://x.y\n[2]: https://z\n"
+
+
 def test_entities_are_made_visible() -> None:
     shown = rendered("&#x202e;turned, &#27;[31m, &#13;over", 60)
     assert not set("\u202e\x1b\r") & set(shown)
