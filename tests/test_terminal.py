@@ -413,6 +413,29 @@ def test_what_git_says_beside_its_progress_is_the_error(run: Run, home: Path, tm
     assert not re.search(r"objects|%|Total|Delta", said)
 
 
+@pytest.mark.parametrize(
+    ("args", "passes"),
+    [
+        (["--reindex"], 1), (["--search", "question"], 2), (["--check"], 1), (["--check", "--secrets"], 2),
+        (["--check", "--repair", "--secrets"], 4), (["--import", "messages.json"], 1), (["--list-sessions"], 1),
+    ],
+)  # fmt: skip
+def test_what_takes_long_has_a_bar(
+    environment: dict[str, str], home: Path, tmp_path: Path, args: list[str], passes: int
+) -> None:
+    stores.make(home, 1)
+    stores.make(home, 2)
+    (tmp_path / "messages.json").write_text('[{"role": "user", "content": "Hi"}]', encoding="utf-8")
+    script = (
+        "import sys; from ollama_prompt import cli, console;"
+        "console._Progress.show = lambda done, total: print('bar', done, total, file=sys.stderr);"
+        f"sys.exit(cli.main({args!r}))"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr.count("bar 0 ") == passes, done.stderr
+
+
 @pytest.mark.parametrize("columns", [10, 20, 40, 80, 200])
 def test_a_bar_fits(environment: dict[str, str], columns: int) -> None:
     script = (
