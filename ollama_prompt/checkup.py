@@ -55,7 +55,9 @@ def secrets(indexer: Indexer) -> list[dict[str, Any]]:
     from ollama_prompt import credentials
 
     secrets: list[dict[str, Any]] = []
-    for path in indexer.catalogue.files():
+    paths = indexer.catalogue.files()
+    for done, path in enumerate(paths):
+        indexer.progress(done, len(paths))
         with suppress(OSError), session_file.opened(indexer.layout.absolute(path)) as file:
             for number, line in enumerate(file, 1):
                 text = records.text_of(line)

@@ -260,7 +260,7 @@ def _import(indexer: Indexer, flags: Namespace) -> int:
 
 
 def _export(indexer: Indexer, flags: Namespace) -> int:
-    from ollama_prompt import commands
+    from ollama_prompt import commands, render
 
     form = getattr(flags, "as") or "markdown"
     if flags.all:
@@ -268,9 +268,12 @@ def _export(indexer: Indexer, flags: Namespace) -> int:
         numbers = ", ".join(f"{name}: {data[name]}" for name in ("exported", "unchanged", "removed"))
         return _print(data, flags, lambda _: f"{numbers}\n")
     if flags.to in {None, "-"}:
-        console.write(commands.export(indexer, flags.export, form))
+        document = commands.export(indexer, flags.export, form)
+        # Other forms have no control characters.
+        console.write(render.escaped(document) if form == "json" and sys.stdout.isatty() else document)
         return 0
-    return _print(commands.export_to(indexer, flags.export, form, flags.to), flags, lambda data: f"{data['path']}\n")
+    data = commands.export_to(indexer, flags.export, form, flags.to)
+    return _print(data, flags, lambda data: f"{render.visible(data['path'])}\n")
 
 
 def _check(indexer: Indexer, flags: Namespace) -> int:
@@ -298,7 +301,7 @@ def _sync(indexer: Indexer, flags: Namespace) -> int:
     from ollama_prompt import commands, render
 
     return _print(
-        commands.sync(indexer, flags.lock_timeout, console.note, console.show_status), flags, render.sync_as_text
+        commands.sync(indexer, flags.lock_timeout, console.note, console.show_step), flags, render.sync_as_text
     )
 
 

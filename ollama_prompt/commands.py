@@ -287,11 +287,11 @@ def git_setup(indexer: Indexer, remote: str | None, note: Note) -> dict[str, Any
     return set_up(indexer, remote, note)
 
 
-def sync(indexer: Indexer, lock_timeout: float, note: Note, status: Note) -> dict[str, Any]:
-    """Commit, merge and push; `status` tells what is waited for."""
+def sync(indexer: Indexer, lock_timeout: float, note: Note, step: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """Commit, merge and push; `step` is told what is done."""
     from ollama_prompt import sync
 
-    return sync.sync(indexer, lock_timeout, note, status)
+    return sync.sync(indexer, lock_timeout, note, step)
 
 
 def make_indexer(environ: Mapping[str, str], note: Note, progress: Progress = lambda *_: None) -> Indexer:

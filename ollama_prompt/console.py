@@ -209,8 +209,13 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def show_progress(done: int, total: int) -> None:
-    """Say on a terminal how far something long has come: as a bar, once it has taken a moment."""
+    """Say on a terminal how many conversations of something long are done: as a bar, once it has taken a moment."""
     _Progress.show(done, total)
+
+
+def show_step(what: str, done: int, total: int) -> None:
+    """Say on a terminal what is done now, and how many of the steps of something long are, as a bar."""
+    _Progress.show_step(what, done, total)
 
 
 class _Progress:
@@ -224,12 +229,23 @@ class _Progress:
     def show(cls, done: int, total: int) -> None:
         if cls._began is None:
             cls._began = time.monotonic()
-        if cls._bar is None and time.monotonic() - cls._began >= cls.DELAY and is_terminal(sys.stderr):
+        if time.monotonic() - cls._began >= cls.DELAY:
+            cls._draw("conversations", done, total, is_timed=True)
+
+    @classmethod
+    def show_step(cls, what: str, done: int, total: int) -> None:
+        from ollama_prompt.render import visible
+
+        cls._draw(visible(what), done, total, is_timed=False)
+
+    @classmethod
+    def _draw(cls, what: str, done: int, total: int, is_timed: bool) -> None:
+        if cls._bar is None and is_terminal(sys.stderr):
             from ollama_prompt.progress import ProgressBar
 
-            cls._bar = ProgressBar()
+            cls._bar = ProgressBar(is_timed)
         if cls._bar is not None:
-            cls._bar.show(done, total)
+            cls._bar.show(what, done, total)
 
     @classmethod
     def end(cls) -> None:
@@ -238,15 +254,29 @@ class _Progress:
         cls._began = cls._bar = None
 
 
-def show_status(text: str) -> None:
-    """Say on a terminal what is waited for."""
-    _Status.show(text)
-
-
 def clear() -> None:
     """Remove from the terminal what only tells how things are going."""
     _Status.clear()
     _Progress.end()
+
+
+def _fitted(what: str, how: str) -> str:
+    """Both on one line of the terminal, `what` cut where they are too long: what wraps is not removed again."""
+    try:
+        columns = os.get_terminal_size(2).columns - 1
+    except (OSError, ValueError):
+        columns = 79
+    if _width(what) + _width(how) <= columns:
+        return what + how
+    room = columns - _width(how) - 1
+    while what and _width(what) > room:
+        what = what[:-1]
+    return f"{what}…{how}" if what else how.lstrip()[:columns]
+
+
+def _width(text: str) -> int:
+    """Columns that a text takes, at most."""
+    return sum(1 if char.isascii() or char == "…" else 2 for char in text)
 
 
 class _Status:
@@ -301,4 +331,4 @@ class _Status:
         passed = time.monotonic() - cls._began
         how_long = f" {passed:.0f} s" if passed >= 1 else ""
         how_fast = f", {cls._pieces} tokens, {cls._pieces / passed:.0f} a second" if cls._pieces and passed else ""
-        write_error(f"{visible(cls._text or '')}{how_long}{how_fast}")
+        write_error(_fitted(visible(cls._text or ""), how_long + how_fast))

@@ -31,9 +31,10 @@ COMPANIONS = {
     "as": ("export",), "to": ("export",), "all": ("export",),
 }  # fmt: skip
 """Flags that go with certain actions only."""
-_NAMING_SESSION = ("session-id", "session-info", "in", "delete", "fork", "undo", "retry")
-_NO_ID = tuple(f"--{flag}: expected one argument" for flag in _NAMING_SESSION)
-_NO_CHOICE = tuple(f"--{flag}: expected one argument" for flag in ("completion", "output", "sort", "as"))
+EXAMPLES = {
+    "--prompt": "what is a monad?", "--system": "you are terse", "--title": "a title", "--search": "some words",
+}  # fmt: skip
+"""Flags whose value is text that somebody writes, in several words perhaps, and what that may be."""
 CONTRADICTIONS = (
     ("session_id", "continue"), ("session_id", "no_session"), ("continue", "no_session"), ("prompt", "prompt_file"),
     ("system", "system_file"), ("think", "no_think"),
@@ -50,7 +51,9 @@ NOT_INTERACTIVE = {
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The flags, checked each by itself and against each other. Raises `UsageError`."""
-    flags = make_parser().parse_args(arguments)
+    parser = make_parser()
+    parser.arguments = arguments
+    flags = parser.parse_args(arguments)
     flags.action = _action(flags)
     if flags.interactive:
         _check_interactive(flags)
@@ -59,17 +62,35 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
+    arguments: Sequence[str] = ()
+
     def error(self, message: str) -> NoReturn:
         hint = "ollama-prompt --help shows all flags"
-        if message.startswith("unrecognized arguments") and not message.split(": ", 1)[1].startswith("-"):
-            hint = 'the prompt goes behind --prompt, in quotes: ollama-prompt --prompt "…"'
-        elif message.endswith(_NO_ID) or "'' is no session id" in message:
+        if message.startswith("unrecognized arguments: ") and not message.split(": ", 1)[1].startswith("-"):
+            hint = self._hint_for_words(message.split(": ", 1)[1])
+        elif "'' is no session id" in message:
             hint = "is the variable empty that should hold it?"
-        elif message.endswith(_NO_CHOICE):
-            hint = "one of those that ollama-prompt --help shows"
-        elif message.endswith("expected one argument"):
-            hint = 'what begins with a dash is joined on with an equals sign: --prompt="-5 degrees"'
+        elif message.endswith(": expected one argument"):
+            hint = self._hint_for_value(message.removesuffix(": expected one argument").rpartition("--")[2])
         raise UsageError(message, hint=hint)
+
+    def _hint_for_words(self, words: str) -> str:
+        """What somebody meant with words that stand alone."""
+        for flag, first, second in zip(self.arguments, self.arguments[1:], self.arguments[2:], strict=False):
+            if flag in {*EXAMPLES, "-p"} and f"{words} ".startswith(f"{second} "):
+                return f'several words go in quotes: {flag} "{first} {words}"'
+        return 'the prompt goes behind --prompt, in quotes: ollama-prompt --prompt "…"'
+
+    def _hint_for_value(self, name: str) -> str:
+        """What a flag wants."""
+        flag = f"--{name}"
+        if flag in EXAMPLES:
+            joined = f'what begins with a dash is joined on with an equals sign: {flag}="-5 degrees"'
+            return f'{flag} "{EXAMPLES[flag]}"; {joined}'
+        action = self._option_string_actions[flag]
+        if action.metavar == "UUID":
+            return "--list-sessions shows the ids; or is the variable empty that should hold one?"
+        return f"{flag} {action.metavar or '|'.join(action.choices or ())}: {action.help}"
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -102,7 +123,7 @@ def _checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
     return convert
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> _Parser:
     """All flags; docs/cli.md is compared with them."""
     parser = _Parser(
         prog="ollama-prompt",

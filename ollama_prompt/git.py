@@ -8,6 +8,7 @@ names. It never waits for anybody: no editor opens, and without a terminal nothi
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from ollama_prompt.errors import GitFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 _OF_A_REPOSITORY = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY",
@@ -27,8 +29,20 @@ _OF_A_REPOSITORY = (
 _SETTINGS = (
     "merge.directoryRenames=false", "merge.autoStash=false", "submodule.recurse=false", "core.safecrlf=false",
 )  # fmt: skip
-_NOISE = ("Please make sure you have", "and the repository exists", "Aborting", "Merge with strategy", "To ", "Done")
+_NOISE = (
+    "Please make sure you have",
+    "and the repository exists",
+    "Aborting",
+    "Merge with strategy",
+    "To ",
+    "From ",
+    "Done",
+)
 """Lines that tell nobody anything."""
+_FAR = re.compile(rb"(?:remote: )?([A-Z][a-z ]+):\s+\d+% \((\d+)/(\d+)\)")
+"""How git tells how far it has come."""
+_CHATTER = re.compile(rb"(?:remote: )?(?:Enumerating objects|Delta compression|Total \d)")
+"""What it says beside that."""
 MOST_SAID = 600
 """Characters of what git says that are passed on."""
 _PERSONS = ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT")
@@ -85,6 +99,22 @@ class Git:
         self.was_killed = self.was_killed or done.returncode < 0
         return done
 
+    def watch(self, tell: Callable[[str], None], *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        """Run it as `attempt` does, and tell how far it has come; it takes --progress."""
+        import tempfile
+
+        command = [*self._command, *arguments, "--progress"]
+        with (
+            tempfile.TemporaryFile() as printed,
+            self._started(command, stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.PIPE) as git,
+        ):
+            assert git.stderr
+            said = _told(git.stderr.fileno(), tell)
+            code = git.wait()
+            self.was_killed = self.was_killed or code < 0
+            printed.seek(0)
+            return subprocess.CompletedProcess(command, code, printed.read(), said)
+
     def run(self, *arguments: str, text: str = "", hint: str | None = None) -> str:
         """What it prints, without the newline at the end. Raises `GitFailed`."""
         done = self.attempt(*arguments, text=text)
@@ -115,20 +145,36 @@ class Git:
         command = [*self._command, *arguments]
         with (
             tempfile.TemporaryFile() as said,
-            subprocess.Popen(
-                command,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                start_new_session=self._is_apart,
-            ) as git,
+            self._started(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said) as git,
         ):
             assert git.stdout
             yield from git.stdout
             if code := git.wait():
                 said.seek(0)
                 raise failure(arguments[0], subprocess.CompletedProcess(command, code, b"", said.read()))
+
+    def _started(self, command: list[str], **streams: Any) -> subprocess.Popen[bytes]:
+        """Raises `GitFailed`."""
+        umask = 0o077 if self.is_private and os.name == "posix" else -1
+        try:
+            return subprocess.Popen(
+                command, env=self._environment, start_new_session=self._is_apart, umask=umask, **streams
+            )
+        except OSError as error:
+            raise GitFailed(f"git cannot be run: {error.strerror or error}") from error
+
+
+def _told(descriptor: int, tell: Callable[[str], None]) -> bytes:
+    """What git says on its stderr, without how far it has come: that is told."""
+    kept = rest = b""
+    while piece := os.read(descriptor, 4096):
+        *lines, rest = re.split(rb"(?<=[\r\n])", rest + piece)
+        for line in lines:
+            if far := _FAR.match(line):
+                tell(f"{far[1].decode().lower()}, {int(far[2])} of {int(far[3])}")
+            elif not _CHATTER.match(line):
+                kept += line
+    return kept + rest
 
 
 def failure(what: str, done: subprocess.CompletedProcess[bytes], hint: str | None = None) -> GitFailed:

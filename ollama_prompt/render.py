@@ -19,26 +19,31 @@ if TYPE_CHECKING:
 
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
+_UNESCAPED_UTF_8 = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
+
 
 def as_json(data: dict[str, Any]) -> str:
     """One object, indented."""
     import json
 
-    return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+    return escaped(json.dumps(data, ensure_ascii=False, indent=2)) + "\n"
 
 
 def as_line(data: dict[str, Any]) -> str:
     """One object on one line."""
     import json
 
-    return _one_line(json.dumps(data, ensure_ascii=False)) + "\n"
+    return escaped(json.dumps(data, ensure_ascii=False)) + "\n"
 
 
-def _one_line(json_: str) -> str:
-    """JSON without the characters at which many readers of lines end one too, in JavaScript and Python for example."""
-    for char, escaped in (("\x85", r"\u0085"), ("\u2028", r"\u2028"), ("\u2029", r"\u2029")):
-        json_ = json_.replace(char, escaped)
-    return json_
+def escaped(json_: str) -> str:
+    """JSON without the control characters that may stand in it as they are.
+
+    U+009B begins an escape sequence in some terminals, and at U+0085, U+2028 and U+2029 many readers of lines end one,
+    in JavaScript and Python for example.
+    """
+    return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json_)
 
 
 def listing_as_json(lines: list[bytes], total: int) -> bytes:
@@ -50,12 +55,12 @@ def listing_as_json(lines: list[bytes], total: int) -> bytes:
     pieces = lines.copy()
     pieces[0] = start + b"\n" + pieces[0]
     pieces[-1] += b"\n" + end
-    return b",\n".join(pieces)
+    return _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % found[0][-1], b",\n".join(pieces))
 
 
 def listing_as_line(lines: list[bytes], total: int) -> str:
     """The listing as one object on one line."""
-    return _one_line(f'{{"sessions": [{b", ".join(lines).decode()}], "total": {total}}}') + "\n"
+    return escaped(f'{{"sessions": [{b", ".join(lines).decode()}], "total": {total}}}') + "\n"
 
 
 def error_as_json(error: OllamaPromptError) -> str:
@@ -89,6 +94,11 @@ def with_newlines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def one_line(text: str) -> str:
+    """Text on one line, with its control characters escaped."""
+    return " ".join(visible(with_newlines(text)).split())
+
+
 def listing_as_text(lines: list[bytes]) -> str:
     """The listing as a table."""
     import json
@@ -98,8 +108,7 @@ def listing_as_text(lines: list[bytes]) -> str:
 
 
 def _listed(item: dict[str, Any]) -> tuple[str, ...]:
-    title = visible(item["title"] or "").replace("\n", " ")
-    model = visible(item["model_name"] or "")
+    title, model = one_line(item["title"] or ""), one_line(item["model_name"] or "")
     return item["session_id"], item["last_used"] or "", str(item["message_count"]), model, title
 
 
@@ -113,7 +122,7 @@ def matches_as_text(data: dict[str, Any]) -> str:
     """What was found, each with where that is."""
     blocks = [
         f"{match['session_id']}  {match['created_at'] or ''}  {match['role'] or 'title'}"
-        f"  {visible(match['title'] or '')}\n  {visible(match['snippet'])}\n"
+        f"  {one_line(match['title'] or '')}\n  {visible(match['snippet'])}\n"
         for match in data["matches"]
     ]
     more = data["total"] - len(blocks)
@@ -134,10 +143,33 @@ def info_as_text(data: dict[str, Any]) -> str:
 
 
 def _message_as_text(message: dict[str, Any]) -> str:
-    undone = " (taken back)" if message.get("undone") else ""
+    marks = "".join(f" ({mark})" for mark in marks_of(message))
     text = visible(with_newlines(message["content"]))
     named = "".join(f", {visible(message[key])}" for key in ("created_at", "id") if message.get(key))
-    return f"\n--- {visible(message['role'])}{undone}{named}\n{text}\n"
+    thinking = thinking_of(message)
+    thought = f"[thinking]\n{thinking}\n[answer]\n" if thinking else ""
+    pictures = "".join(f"{picture}\n" for picture in pictures_of(message))
+    return f"\n--- {visible(message['role'])}{marks}{named}\n{thought}{text}\n{pictures}"
+
+
+def marks_of(message: dict[str, Any]) -> list[str]:
+    """What there is to say of a message that was taken back, or did not end by itself."""
+    reason = message.get("done_reason")
+    ended = [one_line(reason)] if isinstance(reason, str) and reason not in {"", "stop"} else []
+    return (["taken back"] if message.get("undone") else []) + ended
+
+
+def thinking_of(message: dict[str, Any]) -> str:
+    """What the model thought before an answer."""
+    thinking = message.get("thinking")
+    return visible(with_newlines(thinking)).strip() if isinstance(thinking, str) else ""
+
+
+def pictures_of(message: dict[str, Any]) -> list[str]:
+    """A line for each picture that a message came with; a record written by hand may have anything."""
+    images = message.get("images")
+    named = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    return [f"[picture: {one_line(str(image.get('path') or image.get('sha256')))}]" for image in named]
 
 
 def purge_as_text(data: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 
 from ollama_prompt import clock, interrupts
@@ -42,7 +43,10 @@ if TYPE_CHECKING:
 
     from ollama_prompt.indexer import Indexer
 
+    Step = Callable[[str, int, int], None]
+
 BRANCH = "main"
+STEPS = LOOKING, COMMITTING, FETCHING, MERGING, PUSHING = range(5)
 ATTEMPTS = 10
 """How often a push may lose against others before we give up."""
 KILLED_SECONDS = 3.0
@@ -143,9 +147,9 @@ def sync(
     indexer: Indexer,
     lock_timeout: float,
     note: Callable[[str], None],
-    status: Callable[[str], None] = lambda _: None,
+    step: Step = lambda *_: None,
 ) -> dict[str, Any]:
-    """Commit, fetch, merge, push: how many sessions came and went; `status` tells what is waited for.
+    """Commit, fetch, merge, push: how many sessions came and went; `step` is told what is done, and how many were.
 
     Raises `GitFailed`, `SessionBusy`.
     """
@@ -153,12 +157,12 @@ def sync(
     if not (os.path.isdir(indexer.layout.home) and _is_set_up(git)):
         raise GitFailed("the conversations are not under git", hint="ollama-prompt --git-setup")
     with indexer.syncing(lock_timeout):
-        repository = _Repository(git, indexer, note)
+        repository = _Repository(git, indexer, note, step)
         try:
             if in_use := repository.recover():
                 return repository.result(skipped=in_use)
             with repository.journalled():
-                return _sync(repository, note, status)
+                return _sync(repository, note)
         except OSError as error:
             raise cannot_write(error) from error
 
@@ -180,16 +184,16 @@ def _holds_conversations(git: Git, commit: str) -> bool:
     return all(name in _OWN or _BESIDE.match(name) for name in tracked.split("\0") if name)
 
 
-def _sync(repository: _Repository, note: Callable[[str], None], status: Callable[[str], None]) -> dict[str, Any]:
-    status("looking for what changed …")
+def _sync(repository: _Repository, note: Callable[[str], None]) -> dict[str, Any]:
+    step = repository.step
+    step(LOOKING, "looking for what changed")
     repository.commit()
     remote = _Remote.of(repository.git)
     if remote is None:
         note("there is no remote, so that nothing was sent: --git-setup --remote URL names one")
         return repository.result()
     for attempt in itertools.count(1):
-        status(f"fetching from {remote.name} …")
-        theirs = remote.fetch()
+        theirs = remote.fetch(partial(step, FETCHING))
         if attempt == 1 and theirs is None and (others := remote.branches()):
             note(f"the remote has no branch {remote.branch} yet, but: {', '.join(others)}")
         in_use = repository.merge(theirs) if theirs else []
@@ -198,9 +202,8 @@ def _sync(repository: _Repository, note: Callable[[str], None], status: Callable
         if in_use or theirs == repository.head():
             break
         sent = repository.changed(theirs, "HEAD")
-        status(f"pushing to {remote.name} …")
         try:
-            remote.push()
+            remote.push(partial(step, PUSHING), _number(len(sent), "session"))
         except _Outrun as refusal:
             if attempt == ATTEMPTS:
                 refusal.message += f"; tried {ATTEMPTS} times"
@@ -248,20 +251,29 @@ class _Remote:
         found = self._git.ask("ls-remote", "--heads", self.name) or ""
         return [line.partition("refs/heads/")[2] for line in found.splitlines()]
 
-    def fetch(self) -> str | None:
+    def fetch(self, tell: Callable[[str], None]) -> str | None:
         """The newest commit there; None if there is none yet. Raises `GitFailed`."""
         ours = f"refs/remotes/{self.name}/{self.branch}"
-        done = self._git.attempt("fetch", "--quiet", self.name, f"+refs/heads/{self.branch}:{ours}")
+        tell(f"fetching from {self.name}")
+        done = self._git.watch(
+            lambda far: tell(f"fetching from {self.name}: {far}"),
+            "fetch",
+            self.name,
+            f"+refs/heads/{self.branch}:{ours}",
+        )
         if b"couldn't find remote ref" in done.stderr:
             return None
         if done.returncode:
             raise failure("fetch", done, hint=_COMMITTED)
         return self._git.run("rev-parse", "--verify", ours)
 
-    def push(self) -> None:
+    def push(self, tell: Callable[[str], None], which: str) -> None:
         """Send our commits. Raises `_Outrun`, `GitFailed`."""
         target = f"HEAD:refs/heads/{self.branch}"
-        done = self._git.attempt("push", "--quiet", "--porcelain", self.name, target)
+        tell(f"pushing {which} to {self.name}")
+        done = self._git.watch(
+            lambda far: tell(f"pushing to {self.name}: {far}"), "push", "--quiet", "--porcelain", self.name, target
+        )
         if done.returncode == 0:
             return
         said = done.stdout + done.stderr
@@ -274,8 +286,9 @@ class _Remote:
 class _Repository:
     """What git has of the store."""
 
-    def __init__(self, git: Git, indexer: Indexer, note: Callable[[str], None]) -> None:
+    def __init__(self, git: Git, indexer: Indexer, note: Callable[[str], None], step: Step = lambda *_: None) -> None:
         self.git = git
+        self.step: Callable[[int, str], None] = lambda number, what: step(what, number, len(STEPS))
         self._indexer = indexer
         self._note = note
         self._ignored: set[str] = set()
@@ -319,6 +332,7 @@ class _Repository:
         self._add()
         changes = _Changes(self.git)
         if changes.names:
+            self.step(COMMITTING, f"committing {_number(len(changes.sessions()), 'session')}")
             self._write_commit(changes.message(), changes.names)
             self._committed.update(changes.sessions())
 
@@ -390,6 +404,7 @@ class _Repository:
             if in_use:
                 return in_use
             self.commit()
+            self.step(MERGING, f"merging {_number(len(changed), 'session')}")
             before = self.head()
             with interrupts.deferred(), self.git.apart():
                 self._merge_held(theirs)

@@ -34,7 +34,10 @@ FILES = """
 | file | what it is |
 |---|---|
 | `~/.ollama-prompt/sessions/YYYY-MM/UUID.jsonl` | A conversation, one JSON object a line. |
+| `~/.ollama-prompt/attachments/` | The pictures of conversations. |
 | `~/.ollama-prompt/sessions.db` | The index. It can be deleted at any time. |
+| `~/.ollama-prompt/search.db` | The index of `--search`. It can be deleted at any time. |
+| `~/.ollama-prompt/history.jsonl` | What was typed in conversations (`-i`). |
 | `~/.ollama-prompt/locks/` | What keeps two processes from writing to one session. |
 """
 EXAMPLES = """

@@ -375,10 +375,49 @@ def test_a_flag_beats_a_variable_that_is_impossible(run: Run) -> None:
 
 def test_a_value_that_looks_like_a_flag(run: Run, ollama: StandIn) -> None:
     assert '--prompt="-5 degrees"' in fail(run("-p", "--purge"), "usage", 2)["hint"]
-    assert "--help shows" in fail(run("--completion"), "usage", 2)["hint"]
-    assert "empty" in fail(run("--session-id", "--prompt", "x"), "usage", 2)["hint"]
     succeed(run("--prompt=-v", "--no-session"))
     assert ollama.chats()[0]["messages"][0]["content"] == "-v"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--search",), '--search "some words"; '),
+        (("--search", "--limit", "3"), '--search "some words"; '),
+        (("--title",), '--title "'),
+        (("--completion",), "--completion bash|zsh|fish|powershell: print"),
+        (("--purge",), "--purge DAYS: remove sessions"),
+        (("-p", "x", "--limit"), "--limit N: "),
+        (("--max_tokens",), "--max_tokens N: longest answer"),
+        (("--delete",), "--list-sessions shows the ids"),
+        (("--session-id", "--prompt", "x"), "is the variable empty"),
+    ],
+)
+def test_a_flag_without_its_value(run: Run, arguments: tuple[str, ...], hint: str) -> None:
+    assert hint in fail(run(*arguments), "usage", 2)["hint"]
+
+
+def test_every_flag_says_what_it_wants(run: Run) -> None:
+    for action in flags.make_parser()._actions:
+        if action.nargs is None:
+            with pytest.raises(UsageError) as info:
+                flags.parse([action.option_strings[-1]])
+            assert info.value.hint, action
+            assert "None" not in info.value.hint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--search", "blue", "danube"), '--search "blue danube"'),
+        (("-p", "What", "is", "this?"), '-p "What is this?"'),
+        (("--title", "My", "trip", "--continue"), '--title "My trip"'),
+        (("What", "is", "this?"), "--prompt"),
+        (("--list-sessions", "all"), "--prompt"),
+    ],
+)
+def test_words_without_quotes(run: Run, arguments: tuple[str, ...], hint: str) -> None:
+    assert hint in fail(run(*arguments), "usage", 2)["hint"]
 
 
 def test_version_and_help(run: Run, ollama: StandIn, home: Path) -> None:

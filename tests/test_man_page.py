@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ollama_prompt
-from ollama_prompt import flags
+from ollama_prompt import flags, layout
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "data" / "share" / "man" / "man1" / "ollama-prompt.1"
@@ -47,6 +48,13 @@ def test_the_page_has_the_sections_that_readers_look_for() -> None:
     usual = ["OUTPUT", "EXIT STATUS", "ERRORS", "ENVIRONMENT", "FILES", "EXAMPLES", "SEE ALSO"]
     assert sections == ["NAME", "SYNOPSIS", "DESCRIPTION", *groups, *usual]
     assert f'"ollama-prompt {ollama_prompt.__version__}"' in page.splitlines()[0]
+
+
+def test_all_that_lies_in_a_store_is_named() -> None:
+    files = read(PAGE.read_text(encoding="utf-8")).partition(".SH FILES")[2].partition(".SH ")[0]
+    store = layout.Layout("store")
+    places = {os.path.basename(getattr(store, name)) for name in store.__slots__} - {"store"}
+    assert places == set(re.findall(r"/\.ollama-prompt/([\w.]+)", files))
 
 
 def test_nothing_of_the_source_is_left_over() -> None:
