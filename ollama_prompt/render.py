@@ -55,7 +55,10 @@ def listing_as_json(lines: list[bytes], total: int) -> bytes:
     pieces = lines.copy()
     pieces[0] = start + b"\n" + pieces[0]
     pieces[-1] += b"\n" + end
-    return _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % found[0][-1], b",\n".join(pieces))
+    listing = b",\n".join(pieces)
+    if b"\x7f" not in listing and b"\xc2" not in listing:  # the search below takes as long as all else
+        return listing
+    return _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % found[0][-1], listing)
 
 
 def listing_as_line(lines: list[bytes], total: int) -> str:
