@@ -21,7 +21,7 @@ import sys
 from contextlib import suppress
 
 from ollama_prompt import commands, config, console, interrupts
-from ollama_prompt.editor import PROMPT, open_editor, unseen_keys
+from ollama_prompt.editor import PROMPT, open_editor
 from ollama_prompt.errors import (
     Interrupted,
     ModelError,
@@ -109,6 +109,10 @@ class Conversation:
 
     def run(self, first: config.Prompt | None) -> None:
         """Read and do, until the person ends it."""
+        with self._editor.conversing():
+            self._run(first)
+
+    def _run(self, first: config.Prompt | None) -> None:
         console.note(self._greeting)
         if first:
             typed = first.typed or first.text
@@ -192,7 +196,7 @@ class Conversation:
         request.prompt, self.refused = prompt, prompt
         request.images = self._images if prompt else []
         try:
-            with unseen_keys(self._editor):
+            with self._editor.answering():
                 turn = commands.ask(request, self._indexer, self._environ, sink, sink.note)
             sink.end(turn)
             self._take_over(turn)
@@ -365,6 +369,8 @@ def _reference(path: str) -> str:
         raise UsageError(f"{path!r} cannot be named here", hint="give the file another name")
     bare = os.path.expanduser(bare)
     signs = ("./", "../", "/", ".\\", "..\\", "\\") if os.name == "nt" else ("./", "../", "/")
+    if bare in {".", ".."}:
+        bare += "/"
     if not bare.startswith(signs) and not os.path.isabs(bare):
         bare = f"./{bare}"
     if os.path.isdir(bare) and not bare.endswith("/"):

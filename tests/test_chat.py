@@ -33,14 +33,18 @@ if TYPE_CHECKING:
     class Talk(Protocol):
         """`talk("-c")`: a conversation, at its first prompt."""
 
-        def __call__(self, *args: str, ready: bool = True, stdout: Path | None = None, **env: str) -> Terminal: ...
+        def __call__(
+            self, *args: str, ready: bool = True, stdout: Path | None = None, shell: tuple[str, ...] = (), **env: str
+        ) -> Terminal: ...
 
 
 Json = dict[str, Any]
 
 in_terminals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty to run a conversation in")
 
-ENTER, CTRL_C, CTRL_D, CTRL_J, ALT_ENTER, TAB, UP = "\r", "\x03", "\x04", "\n", "\x1b\r", "\t", "\x1b[A"
+ENTER, CTRL_C, CTRL_D, CTRL_J, CTRL_Z, ALT_ENTER, TAB, UP = (
+    "\r", "\x03", "\x04", "\n", "\x1a", "\x1b\r", "\t", "\x1b[A"
+)  # fmt: skip
 SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*(?:[@-~]|$)|[=>]|$)|[\r\x07]")
 """What moves the cursor or colours text; at the end also one that has not come whole."""
 PROMPT = "\n>>>"
@@ -49,7 +53,14 @@ PROMPT = "\n>>>"
 class Terminal:
     """A terminal with a conversation in it. What is expected is looked for behind what was expected before."""
 
-    def __init__(self, environment: dict[str, str], cwd: Path, *args: str, stdout: Path | None = None) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str],
+        cwd: Path,
+        *args: str,
+        stdout: Path | None = None,
+        shell: tuple[str, ...] = (),
+    ) -> None:
         import pty  # not on Windows
 
         self._ours, theirs = pty.openpty()
@@ -60,7 +71,7 @@ class Terminal:
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(stdout.open("wb")) if stdout else theirs
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ollama_prompt", "-i", *args], env=environment, cwd=cwd,
+                [sys.executable, *shell, "-m", "ollama_prompt", "-i", *args], env=environment, cwd=cwd,
                 stdin=theirs, stdout=out, stderr=theirs, start_new_session=True, preexec_fn=_take_terminal,  # noqa: PLW1509  no thread is running
             )  # fmt: skip
         os.close(theirs)
@@ -150,8 +161,11 @@ def _take_terminal() -> None:
 def talk(environment: dict[str, str], tmp_path: Path) -> Iterator[Talk]:
     open_: list[Terminal] = []
 
-    def talk(*args: str, ready: bool = True, stdout: Path | None = None, **env: str) -> Terminal:
-        terminal = Terminal(environment | {"TERM": "xterm", "NO_COLOR": "1"} | env, tmp_path, *args, stdout=stdout)
+    def talk(
+        *args: str, ready: bool = True, stdout: Path | None = None, shell: tuple[str, ...] = (), **env: str
+    ) -> Terminal:
+        environment_ = environment | {"TERM": "xterm", "NO_COLOR": "1"} | env
+        terminal = Terminal(environment_, tmp_path, *args, stdout=stdout, shell=shell)
         open_.append(terminal)
         if ready:
             terminal.expect(PROMPT)
@@ -198,7 +212,8 @@ def test_three_turns(talk: Talk, home: Path) -> None:
 def test_stdout_has_the_answers_and_nothing_else(talk: Talk, tmp_path: Path) -> None:
     terminal = talk(stdout=tmp_path / "out")
     terminal.type("One", ENTER)
-    terminal.expect(">>> ")
+    terminal.expect("waiting for smollm2")
+    terminal.expect(">>>")
     terminal.say("/title A title", "the title is: A title")
     assert terminal.end(CTRL_D) == 0
     assert (tmp_path / "out").read_text(encoding="utf-8") == answer_to("One", 1) + "\n"
@@ -275,6 +290,97 @@ def test_keys_that_come_during_an_answer_wait_for_the_prompt(talk: Talk, ollama:
     assert "Two" not in passed
     terminal.expect(answer_to("Two", 3))
     assert terminal.end() == 0
+
+
+LINES = ("One", "/title A title", "Two", "/system Be kind", "Three", "/quit")
+
+
+@in_terminals
+@pytest.mark.parametrize("pause", [0, 0.001, 0.01, 0.05, None], ids=str)
+def test_lines_that_are_typed_ahead(talk: Talk, home: Path, pause: float | None) -> None:
+    """One by one, so that keys meet every moment between two prompts; or all at once."""
+    terminal = talk()
+    for line in LINES if pause is not None else ():
+        terminal.type(line, ENTER)
+        time.sleep(pause or 0)
+    assert terminal.end(*(f"{line}{ENTER}" for line in LINES if pause is None)) == 0
+    assert [content for role, content in said(the_file(home)) if role == "user"] == ["One", "Two", "Three"]
+    assert listed(home) == ["One", "Two", "Three"]
+
+
+@in_terminals
+@pytest.mark.parametrize("pause", [0, 0.1, 0.2, 0.3], ids=str)
+def test_lines_that_are_typed_before_the_first_prompt(talk: Talk, home: Path, pause: float) -> None:
+    terminal = talk(ready=False)
+    time.sleep(pause)
+    assert terminal.end("One", ENTER, "Größe", ENTER, "/quit", ENTER) == 0
+    assert [content for role, content in said(the_file(home)) if role == "user"] == ["One", "Größe"]
+
+
+SHELL = """
+import os, signal, sys
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+child = os.fork()
+os.setpgid(child, 0)
+os.tcsetpgrp(0, child or os.getpid())
+if not child:
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+while os.WIFSTOPPED(status := os.waitpid(child, os.WUNTRACED)[1]):
+    os.tcsetpgrp(0, os.getpgrp())
+    input("$ ")
+    os.tcsetpgrp(0, child)
+    os.killpg(child, signal.SIGCONT)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""A shell that stops a job and goes on with it, and leaves the terminal to that."""
+
+
+@in_terminals
+def test_ctrl_z_stops_and_fg_goes_on(talk: Talk, ollama: StandIn, home: Path) -> None:
+    terminal = talk(shell=("-c", SHELL))
+    terminal.type("Half")
+    terminal.expect("Half")
+    terminal.type(CTRL_Z)
+    terminal.expect("$ ")
+    assert terminal.modes() == terminal.before
+    terminal.type("fg", ENTER)
+    terminal.expect(">>> Half")
+    ollama.set(delay=0.05, answer_tokens=40)
+    terminal.type(" a prompt", ENTER)
+    terminal.expect("word3")
+    terminal.type(CTRL_Z)
+    terminal.expect("$ ")
+    assert terminal.modes() == terminal.before
+    terminal.type("fg", ENTER)
+    terminal.expect("word9")
+    terminal.type("Two", ENTER)
+    assert "Two" not in terminal.expect(PROMPT)
+    terminal.expect("word39")
+    terminal.expect(PROMPT)
+    assert terminal.end(CTRL_D) == 0
+    assert [content for role, content in said(the_file(home)) if role == "user"] == ["Half a prompt", "Two"]
+
+
+DEAF = """
+import sys, time
+from ollama_prompt import __main__, held_session
+held_session.HeldSession.begin = lambda *_: time.sleep(60)
+del sys.argv[1:3]
+__main__.main()
+"""
+"""A conversation with a disk that hangs."""
+
+
+@in_terminals
+def test_a_third_ctrl_c_leaves_the_terminal_in_order(talk: Talk) -> None:
+    terminal = talk(shell=("-c", DEAF))
+    terminal.type("One", ENTER)
+    terminal.expect("One")
+    while terminal.process.poll() is None:
+        terminal.type(CTRL_C)
+        time.sleep(0.3)
+    assert terminal.end() == -signal.SIGINT
 
 
 # -- what goes on meanwhile --------------------------------------------------------------------------------
@@ -441,12 +547,10 @@ def test_every_command_is_there() -> None:
     [
         ("notes.txt", "@./notes.txt"), ("./notes.txt", "@./notes.txt"), ("../a/b.py", "@../a/b.py"),
         ("my notes.txt", '@"./my notes.txt"'), ('"my notes.txt"', '@"./my notes.txt"'), ("@./a.py", "@./a.py"),
-        ("a.", '@"./a."'), ('5" disk', "@'./5\" disk'"), ("/etc/hosts", "@/etc/hosts"), (".", '@"./"'),
+        ("a.", '@"./a."'), ('5" disk', "@'./5\" disk'"), ("/etc/hosts", "@/etc/hosts"), (".", "@./"), ("..", "@../"),
     ],
 )  # fmt: skip
 def test_a_path_becomes_a_reference(path: str, reference: str) -> None:
-    if path == "." or os.name == "nt":
-        return
     assert chat._reference(path) == reference
 
 
