@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from stores import TRACES, fail, files, new_id, records, said, succeed, the_file
 
 from ollama_prompt import chat, config, editor, flags, history
 from ollama_prompt.errors import UsageError
+from ollama_prompt.indexer import Indexer
 from ollama_prompt.layout import GITIGNORE, Layout
 
 if TYPE_CHECKING:
@@ -686,43 +688,74 @@ def test_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def layout(home: Path) -> Layout:
+def store(home: Path) -> Indexer:
     home.mkdir()
-    return Layout(str(home))
+    return Indexer(Layout(str(home)), fail_at_once)
+
+
+def fail_at_once(text: str) -> None:
+    raise AssertionError(text)
 
 
 ONE, TWO = new_id(1), new_id(2)
 
 
-def test_what_was_typed_goes_with_its_session(layout: Layout) -> None:
+def test_what_was_typed_goes_with_its_session(store: Indexer) -> None:
     for session_id, text in ((ONE, "Größe\nzwei"), (TWO, "walrus"), (ONE, "")):
-        history.add(layout, session_id, text)
-    assert history.texts(layout) == ["Größe\nzwei", "walrus", ""]
-    history.forget(layout, {TWO})
-    assert history.texts(layout) == ["Größe\nzwei", ""]
-    assert os.listdir(layout.home) == ["history.jsonl"]
-    assert b"walrus" not in Path(layout.history).read_bytes()
+        store.remember(session_id, text)
+    assert store.typed() == ["Größe\nzwei", "walrus", ""]
+    history.forget(store.layout, store.lock_history, {TWO})
+    assert store.typed() == ["Größe\nzwei", ""]
+    assert [name for name in os.listdir(store.layout.home) if "history" in name] == ["history.jsonl"]
+    assert b"walrus" not in Path(store.layout.history).read_bytes()
 
 
-def test_damaged_lines_are_nobodys(layout: Layout) -> None:
-    Path(layout.history).write_bytes(b'{"session_id":"x"\n[]\n"a"\n\xff\n{"session_id":1,"text":2}\n{"text":"a"}\n\n')
-    history.add(layout, ONE, "kept")
-    assert history.texts(layout) == ["kept"]
+DAMAGED = b"""{"session_id":"x"
+[]
+"a"
+\xff
+{"session_id":1,"text":2}
+{"text":"a"}
+{"session_id":"x","text":"\\ud800"}
+
+{"session_id":"x","text":"torn"""
 
 
-def test_it_does_not_grow_for_ever(layout: Layout) -> None:
-    for number in range(2 * history.KEPT + 1):
-        history.add(layout, ONE, str(number))
-    assert len(history.texts(layout)) == history.KEPT
-    assert history.texts(layout)[-1] == str(2 * history.KEPT)
-    assert len(Path(layout.history).read_bytes().splitlines()) == history.KEPT
+def test_damaged_lines_are_nobodys(store: Indexer) -> None:
+    Path(store.layout.history).write_bytes(DAMAGED)
+    store.remember(ONE, "kept")
+    store.remember(TWO, "dropped")
+    assert store.typed() == ["kept", "dropped"]
+    history.forget(store.layout, store.lock_history, {TWO})
+    assert store.typed() == ["kept"]
+
+
+def test_it_does_not_grow_for_ever(store: Indexer) -> None:
+    lines = [json.dumps({"session_id": ONE, "text": str(number)}) + "\n" for number in range(2 * history.KEPT)]
+    Path(store.layout.history).write_text("".join(lines), encoding="utf-8")
+    store.remember(ONE, "last")
+    assert len(store.typed()) == history.KEPT
+    assert store.typed()[-1] == "last"
+    assert len(Path(store.layout.history).read_bytes().splitlines()) == history.KEPT
 
 
 def test_a_history_that_cannot_be_had_is_none(tmp_path: Path) -> None:
-    layout = Layout(str(tmp_path / "none"))
-    history.add(layout, ONE, "text")
-    history.forget(layout, {ONE})
-    assert history.texts(layout) == []
+    (tmp_path / "file").touch()
+    store = Indexer(Layout(str(tmp_path / "file" / "none")), fail_at_once)
+    store.remember(ONE, "text")
+    assert store.typed() == []
+
+
+def test_many_type_and_forget_at_once(store: Indexer) -> None:
+    def converse(number: int) -> None:
+        for turn in range(20):
+            store.remember(ONE, f"{number} {turn}")
+            store.remember(gone := new_id(number), "walrus")
+            history.forget(store.layout, store.lock_history, {gone})
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(converse, range(2, 6)))
+    assert sorted(store.typed()) == sorted(f"{number} {turn}" for number in range(2, 6) for turn in range(20))
 
 
 @pytest.mark.parametrize("remove", [("--delete", ONE), ("--purge", "0")])
@@ -730,11 +763,11 @@ def test_removing_a_session_removes_what_was_typed_in_it(run: Run, home: Path, r
     import stores
 
     stores.make(home, 1)
-    layout = Layout(str(home))
-    history.add(layout, ONE, "walrus")
-    history.add(layout, TWO, "flamingo")
+    store = Indexer(Layout(str(home)), fail_at_once)
+    store.remember(ONE, "walrus")
+    store.remember(TWO, "flamingo")
     succeed(run(*remove))
-    assert history.texts(layout) == ["flamingo"]
+    assert store.typed() == ["flamingo"]
 
 
 # -- which flags go together -------------------------------------------------------------------------------
