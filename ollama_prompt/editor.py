@@ -151,9 +151,10 @@ class FullEditor:
         """Have the terminal keep keys as they are.
 
         prompt_toolkit does so too, but only while it reads. In between, Enter would become a newline, which is Ctrl-J,
-        Ctrl-D would be kept, and all be echoed. Ctrl-C and Ctrl-Z stay what they are.
+        Ctrl-D would be kept, and all be echoed; and each line that is pasted would be sent alone. Ctrl-C and Ctrl-Z
+        stay what they are.
         """
-        with _without(*_INPUT_MODES, *_LOCAL_MODES):
+        with _without(*_INPUT_MODES, *_LOCAL_MODES, switch=_mark_pasted):
             self._take_early_keys()
             yield
 
@@ -190,13 +191,17 @@ class FullEditor:
 
 
 def _output() -> Output:
-    """stderr. It does not ask the terminal where its cursor is: an answer that comes late would be taken as typed."""
+    """stderr. It does not ask the terminal where its cursor is: an answer that comes late would be taken as typed.
+
+    What is pasted is marked during an answer too; see `conversing`.
+    """
     from prompt_toolkit.output import create_output
     from prompt_toolkit.output.vt100 import Vt100_Output
 
     output = create_output(stdout=sys.stderr)
     if isinstance(output, Vt100_Output):
         output.enable_cpr = False
+        output.disable_bracketed_paste = lambda: None  # type: ignore[method-assign]
     return output
 
 
@@ -242,18 +247,27 @@ def _completer(complete: Complete) -> Completer:
 # --- The terminal's modes -----------------------------------------------------------------------------
 
 
+def _mark_pasted(on: bool) -> None:
+    """Have the terminal say where a text begins and ends that is pasted."""
+    console.write_error("\x1b[?2004h" if on else "\x1b[?2004l")
+
+
 @contextmanager
-def _without(*modes: str) -> Iterator[None]:
-    """Switch off modes of the terminal, and at every way out put back what was found; of Windows' terminal none."""
+def _without(*modes: str, switch: Callable[[bool], None] = lambda _: None) -> Iterator[None]:
+    """Switch off modes of the terminal, and at every way out put back what was found; of Windows' terminal none.
+
+    `switch` does what else is to be changed, and put back.
+    """
     try:
         import termios
     except ImportError:
         yield
         return
 
-    def put(attributes: list[Any]) -> None:
+    def put(attributes: list[Any], on: bool) -> None:
         with suppress(termios.error):
             termios.tcsetattr(0, termios.TCSANOW, attributes)
+        switch(on)
 
     try:
         found = termios.tcgetattr(0)
@@ -264,12 +278,12 @@ def _without(*modes: str) -> Iterator[None]:
     for index, names in ((0, _INPUT_MODES), (3, _LOCAL_MODES)):
         for mode in names.intersection(modes):
             changed[index] &= ~getattr(termios, mode)
-    with interrupts.left_in_order(lambda: put(found), lambda: put(changed)):
+    with interrupts.left_in_order(lambda: put(found, False), lambda: put(changed, True)):
         try:
-            put(changed)
+            put(changed, True)
             yield
         finally:
-            put(found)
+            put(found, False)
 
 
 # --- What Tab offers ----------------------------------------------------------------------------------

@@ -90,6 +90,18 @@ class Terminal:
 
         return termios.tcgetattr(self._ours)
 
+    def is_in_order(self) -> bool:
+        """Whether it is as a shell needs it: its modes, a cursor, and nothing around what is pasted."""
+        return self.modes() == self.before and self.is_on(25, first=True) and not self.marks_pasted()
+
+    def marks_pasted(self) -> bool:
+        return self.is_on(2004, first=False)
+
+    def is_on(self, mode: int, *, first: bool) -> bool:
+        """Whether a mode was last switched on; `first` is what it was at first."""
+        switched = re.findall(rb"\x1b\[\?%d([hl])" % mode, self._bytes)
+        return switched[-1] == b"h" if switched else first
+
     @property
     def shown(self) -> str:
         """All that was written so far, without what is not text."""
@@ -140,7 +152,7 @@ class Terminal:
         while time.monotonic() < end and self._read(0.5):
             pass
         code = self.process.wait(20)
-        assert self.modes() == self.before, "the terminal is left as it was"
+        assert self.is_in_order(), "the terminal is left as it was"
         assert not any(trace in self.shown for trace in TRACES), self.shown
         return code
 
@@ -339,13 +351,14 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 @in_terminals
-def test_ctrl_z_stops_and_fg_goes_on(talk: Talk, ollama: StandIn, home: Path) -> None:
-    terminal = talk(shell=("-c", SHELL))
+@pytest.mark.parametrize("no_color", ["", "1"], ids=["colour", "plain"])
+def test_ctrl_z_stops_and_fg_goes_on(talk: Talk, ollama: StandIn, home: Path, no_color: str) -> None:
+    terminal = talk(shell=("-c", SHELL), NO_COLOR=no_color)
     terminal.type("Half")
     terminal.expect("Half")
     terminal.type(CTRL_Z)
     terminal.expect("$ ")
-    assert terminal.modes() == terminal.before
+    assert terminal.is_in_order()
     terminal.type("fg", ENTER)
     terminal.expect(">>> Half")
     ollama.set(delay=0.05, answer_tokens=40)
@@ -353,9 +366,10 @@ def test_ctrl_z_stops_and_fg_goes_on(talk: Talk, ollama: StandIn, home: Path) ->
     terminal.expect("word3")
     terminal.type(CTRL_Z)
     terminal.expect("$ ")
-    assert terminal.modes() == terminal.before
+    assert terminal.is_in_order()
     terminal.type("fg", ENTER)
     terminal.expect("word9")
+    assert terminal.marks_pasted()
     terminal.type("Two", ENTER)
     assert "Two" not in terminal.expect(PROMPT)
     terminal.expect("word39")
@@ -383,6 +397,62 @@ def test_a_third_ctrl_c_leaves_the_terminal_in_order(talk: Talk) -> None:
         terminal.type(CTRL_C)
         time.sleep(0.3)
     assert terminal.end() == -signal.SIGINT
+
+
+@in_terminals
+def test_what_is_pasted_during_an_answer_keeps_its_lines(talk: Talk, ollama: StandIn, home: Path) -> None:
+    ollama.hold()
+    terminal = talk()
+    terminal.type("One", ENTER)
+    ollama.wait(held=1)
+    terminal.expect("waiting for")
+    assert terminal.marks_pasted(), "or each line would be sent alone"
+    terminal.type("\x1b[200~two\rlines\x1b[201~", ENTER, CTRL_D)
+    ollama.release()
+    assert terminal.end() == 0
+    assert [content for role, content in said(the_file(home)) if role == "user"] == ["One", "two\nlines"]
+
+
+MARKDOWN = """# Rivers
+
+Three **long** ones:
+
+- the `Rhine`
+- the Danube
+
+```python
+print("Volga")
+```
+
+The end.
+"""
+
+
+@in_terminals
+def test_an_answer_is_markdown_at_a_terminal_with_colour(talk: Talk, ollama: StandIn, home: Path) -> None:
+    """It is drawn while it arrives, and the next prompt stands below all of it."""
+    ollama.set(answer=MARKDOWN, delay=0.03)
+    terminal = talk(NO_COLOR="")
+    terminal.type("Tell", ENTER)
+    terminal.expect("ong")
+    assert "The end" not in terminal.shown
+    terminal.expect("The end.")
+    terminal.expect(PROMPT)
+    rendered = terminal._bytes.decode()
+    assert "\x1b[1mlong\x1b[0m" in rendered
+    assert " • " in rendered
+    last = terminal.shown.rpartition("Rivers")[2]
+    assert [word for word in ("# ", "**", "```") if word in last] == []
+    terminal.say("Again", "The end.")
+    ollama.set(delay=0.05, answer=None, answer_tokens=500)
+    terminal.type("Long", ENTER)
+    terminal.expect("word3")
+    terminal.type(CTRL_C)
+    terminal.expect("note: stopped; what had come is kept")
+    terminal.expect(PROMPT)
+    assert terminal.is_on(25, first=True)
+    assert terminal.end(CTRL_D) == 0
+    assert [answer["content"] for answer in answers(the_file(home))[:2]] == [MARKDOWN] * 2
 
 
 # -- what goes on meanwhile --------------------------------------------------------------------------------
