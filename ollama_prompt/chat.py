@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from ollama_prompt import commands, config, console, interrupts
 from ollama_prompt.editor import PROMPT, open_editor
@@ -98,6 +98,7 @@ class Conversation:
         self._make_sink = make_sink
         self._images = request.images
         self._references: list[str] = []
+        self._kept_model = commands.KeptModel()
         self._indexer = commands.make_indexer(environ, console.note)
         self._greeting = self._begin()
         self._keeps_history = environ.get("OLLAMA_PROMPT_NO_HISTORY", "") in {"", "0"}
@@ -109,7 +110,7 @@ class Conversation:
 
     def run(self, first: config.Prompt | None) -> None:
         """Read and do, until the person ends it."""
-        with self._editor.conversing():
+        with closing(self._kept_model), self._editor.conversing():
             self._run(first)
 
     def _run(self, first: config.Prompt | None) -> None:
@@ -197,7 +198,7 @@ class Conversation:
         request.images = self._images if prompt else []
         try:
             with self._editor.answering():
-                turn = commands.ask(request, self._indexer, self._environ, sink, sink.note)
+                turn = commands.ask(request, self._indexer, self._environ, sink, sink.note, kept=self._kept_model)
             sink.end(turn)
             self._take_over(turn)
         except Interrupted as interruption:

@@ -567,6 +567,44 @@ def test_term_leaves_the_terminal_in_order(talk: Talk, ollama: StandIn, home: Pa
     assert answers(the_file(home))[-1]["done_reason"] == "interrupted"
 
 
+COUNTING = """
+import sys
+from ollama_prompt import __main__, embedded
+load, free = embedded._load, embedded.Loaded.free
+def tell_load(*arguments):
+    print("LOADED", file=sys.stderr)
+    return load(*arguments)
+def tell_free(loaded):
+    print("FREED" if loaded.server else "", end="\\n", file=sys.stderr)
+    free(loaded)
+embedded._load, embedded.Loaded.free = tell_load, tell_free
+del sys.argv[1:3]
+__main__.main()
+"""
+"""A conversation that tells when a file's model comes into memory, and goes."""
+
+
+@in_terminals
+def test_a_file_stays_in_memory_until_the_model_changes(talk: Talk, gguf: str, home: Path) -> None:
+    settings = ("--max-tokens", "4", "--option", "num_thread=1")
+    terminal = talk("--model", gguf, *settings, shell=("-c", COUNTING))
+    terminal.type("One", ENTER)
+    terminal.expect("LOADED")
+    terminal.expect(PROMPT)
+    for number in range(2):
+        terminal.type(f"More {number}", ENTER)
+        assert not {"LOADED", "FREED"}.intersection(terminal.expect(PROMPT).split())
+    terminal.say("/model smollm2", "the next answer is by smollm2")
+    assert "FREED" in terminal.say("Four", "Answer to: Four")
+    terminal.say(f"/model {gguf}", "the next answer is by ")
+    terminal.type("Five", ENTER)
+    terminal.expect("LOADED")
+    terminal.expect(PROMPT)
+    assert terminal.end(CTRL_D) == 0
+    terminal.expect("FREED")
+    assert len(answers(the_file(home))) == 5
+
+
 # -- commands ----------------------------------------------------------------------------------------------
 
 
