@@ -136,7 +136,9 @@ class Conversation:
             return f"a new session with {self._model({})}; /help shows what can be typed"
         info = commands.session_info(self._indexer, self.request.session_id)
         title = _shortened(info["title"] or self.request.session_id)
-        return f"{title}: {info['message_count']} messages, with {self._model(info)}; /help shows what can be typed"
+        count = info["message_count"]
+        messages = "1 message" if count == 1 else f"{count} messages"
+        return f"{title}: {messages}, with {self._model(info)}; /help shows what can be typed"
 
     def _read(self) -> str | None:
         """What was typed; None at the end."""

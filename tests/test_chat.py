@@ -405,6 +405,7 @@ def test_what_is_pasted_during_an_answer_keeps_its_lines(talk: Talk, ollama: Sta
     terminal = talk()
     terminal.type("One", ENTER)
     ollama.wait(held=1)
+    assert "One: 1 message, with" in talk("-c").shown
     terminal.expect("waiting for")
     assert terminal.marks_pasted(), "or each line would be sent alone"
     terminal.type("\x1b[200~two\rlines\x1b[201~", ENTER, CTRL_D)
@@ -479,6 +480,7 @@ def test_a_session_in_use_is_waited_for(talk: Talk, run: Run, start: Start, olla
     script = start("--session-id", session_id, "-p", "From a script")
     ollama.wait(held=1)
     terminal = talk("--session-id", session_id)
+    assert "One: 3 messages, with" in terminal.shown
     terminal.type("Two", ENTER)
     terminal.expect("is in use by another process; waiting for it")
     terminal.type(CTRL_C)
