@@ -18,10 +18,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from ollama_prompt import commands, config, console, interrupts
-from ollama_prompt.editor import PROMPT, open_editor, unseen_keys
+from ollama_prompt.editor import PROMPT, open_editor
 from ollama_prompt.errors import (
     Interrupted,
     ModelError,
@@ -98,6 +98,7 @@ class Conversation:
         self._make_sink = make_sink
         self._images = request.images
         self._references: list[str] = []
+        self._kept_model = commands.KeptModel()
         self._indexer = commands.make_indexer(environ, console.note)
         self._greeting = self._begin()
         self._keeps_history = environ.get("OLLAMA_PROMPT_NO_HISTORY", "") in {"", "0"}
@@ -109,6 +110,10 @@ class Conversation:
 
     def run(self, first: config.Prompt | None) -> None:
         """Read and do, until the person ends it."""
+        with closing(self._kept_model), self._editor.conversing():
+            self._run(first)
+
+    def _run(self, first: config.Prompt | None) -> None:
         console.note(self._greeting)
         if first:
             typed = first.typed or first.text
@@ -131,7 +136,9 @@ class Conversation:
             return f"a new session with {self._model({})}; /help shows what can be typed"
         info = commands.session_info(self._indexer, self.request.session_id)
         title = _shortened(info["title"] or self.request.session_id)
-        return f"{title}: {info['message_count']} messages, with {self._model(info)}; /help shows what can be typed"
+        count = info["message_count"]
+        messages = "1 message" if count == 1 else f"{count} messages"
+        return f"{title}: {messages}, with {self._model(info)}; /help shows what can be typed"
 
     def _read(self) -> str | None:
         """What was typed; None at the end."""
@@ -192,8 +199,8 @@ class Conversation:
         request.prompt, self.refused = prompt, prompt
         request.images = self._images if prompt else []
         try:
-            with unseen_keys(self._editor):
-                turn = commands.ask(request, self._indexer, self._environ, sink, sink.note)
+            with self._editor.answering():
+                turn = commands.ask(request, self._indexer, self._environ, sink, sink.note, kept=self._kept_model)
             sink.end(turn)
             self._take_over(turn)
         except Interrupted as interruption:
@@ -365,6 +372,8 @@ def _reference(path: str) -> str:
         raise UsageError(f"{path!r} cannot be named here", hint="give the file another name")
     bare = os.path.expanduser(bare)
     signs = ("./", "../", "/", ".\\", "..\\", "\\") if os.name == "nt" else ("./", "../", "/")
+    if bare in {".", ".."}:
+        bare += "/"
     if not bare.startswith(signs) and not os.path.isabs(bare):
         bare = f"./{bare}"
     if os.path.isdir(bare) and not bare.endswith("/"):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ollama_prompt.config import Request
+    from ollama_prompt.embedded import Loaded
     from ollama_prompt.indexer import Indexer
     from ollama_prompt.model import Model
     from ollama_prompt.query import Scope
@@ -27,10 +28,11 @@ def ask(
     sink: Sink,
     note: Note,
     lean: bool = True,
+    kept: KeptModel | None = None,
 ) -> dict[str, Any]:
     """Ask a prompt: the turn as it is printed. Without an indexer nothing is kept.
 
-    `lean` imports less than is usual, for a process that does nothing else.
+    `lean` imports less than is usual, for a process that does nothing else. `kept` is for the turns of a conversation.
     """
     from ollama_prompt.turn import take_turn
 
@@ -40,7 +42,9 @@ def ask(
         if is_gguf(name):
             from ollama_prompt.embedded import EmbeddedModel
 
-            return EmbeddedModel(name, deadline=deadline, note=note)
+            return EmbeddedModel(name, deadline=deadline, note=note, kept=kept.loaded() if kept else None)
+        if kept:
+            kept.close()
         from ollama_prompt.host import parse_host
         from ollama_prompt.lean import lean_imports
 
@@ -56,6 +60,26 @@ def ask(
     if request.continues and indexer:
         request.session_id = indexer.newest()
     return take_turn(request, indexer, connect, sink, note)
+
+
+class KeptModel:
+    """The model of a `.gguf` file that stays in memory from turn to turn, until another one is asked or `close`."""
+
+    def __init__(self) -> None:
+        self._loaded: Loaded | None = None
+
+    def loaded(self) -> Loaded:
+        """What is in memory, if anything is."""
+        if self._loaded is None:
+            from ollama_prompt.embedded import Loaded
+
+            self._loaded = Loaded()
+        return self._loaded
+
+    def close(self) -> None:
+        """Release the memory, between two turns. It may be used again."""
+        if self._loaded:
+            self._loaded.free()
 
 
 def list_sessions(indexer: Indexer, limit: int | None) -> tuple[list[bytes], int]:

@@ -16,14 +16,15 @@ from __future__ import annotations
 import os
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 
 from ollama_prompt import console, interrupts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Protocol
+    from contextlib import AbstractContextManager
+    from typing import Any, Protocol
 
     from prompt_toolkit.completion import Completer
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -38,11 +39,21 @@ if TYPE_CHECKING:
         def read(self) -> str:
             """One prompt or command, of one or several lines. Raises `EOFError`, KeyboardInterrupt, `Interrupted`."""
 
+        def conversing(self) -> AbstractContextManager[None]:
+            """Around everything: keys that nobody waits for are kept for the next `read`, as they are."""
+
+        def answering(self) -> AbstractContextManager[None]:
+            """Around an answer: what is typed meanwhile does not show in the midst of it."""
+
 
 PROMPT, CONTINUATION = ">>> ", "... "
 INSTALL = 'pip install "ollama-prompt[chat]"'
 _MOST_PATHS = 1000
 """In a folder that is completed."""
+_INPUT_MODES = {"ICRNL", "INLCR", "IGNCR"}
+_LOCAL_MODES = {"ECHO", "ICANON", "IEXTEN"}
+"""What a terminal does with keys before anybody reads them: make a newline of Enter, show them, keep whole lines,
+and take some for itself."""
 
 
 def open_editor(names: Sequence[str], typed: list[str], note: Note) -> Editor:
@@ -77,6 +88,14 @@ class PlainEditor:
         if text.strip():
             self._remember(text)
         return text
+
+    def conversing(self) -> AbstractContextManager[None]:
+        """Nothing to do: `input` needs the terminal as it is."""
+        return nullcontext()
+
+    def answering(self) -> AbstractContextManager[None]:
+        """Hide what is typed."""
+        return _without("ECHO")
 
     def _line(self, prompt: str) -> str:
         try:
@@ -119,12 +138,41 @@ class FullEditor:
             complete_while_typing=False,
             key_bindings=_keys(),
             output=_output(),
+            enable_suspend=True,
         )
 
     def read(self) -> str:
         """What was typed, up to Enter."""
         with interrupts.told(self._leave):
             return self._session.prompt(handle_sigint=False, pre_run=self._leave_at_once)
+
+    @contextmanager
+    def conversing(self) -> Iterator[None]:
+        """Have the terminal keep keys as they are.
+
+        prompt_toolkit does so too, but only while it reads. In between, Enter would become a newline, which is Ctrl-J,
+        Ctrl-D would be kept, and all be echoed; and each line that is pasted would be sent alone. Ctrl-C and Ctrl-Z
+        stay what they are.
+        """
+        with _without(*_INPUT_MODES, *_LOCAL_MODES, switch=_mark_pasted):
+            self._take_early_keys()
+            yield
+
+    def answering(self) -> AbstractContextManager[None]:
+        """Nothing to do: nothing is shown but by prompt_toolkit."""
+        return nullcontext()
+
+    def _take_early_keys(self) -> None:
+        """Take what was typed while the program started: there every Enter has become a newline."""
+        if os.name == "nt":
+            return
+        from prompt_toolkit.input.typeahead import store_typeahead
+        from prompt_toolkit.key_binding import KeyPress
+        from prompt_toolkit.keys import Keys
+
+        while keys := self._session.input.read_keys():
+            sent = [KeyPress(Keys.Enter, "\r") if key.key == Keys.ControlJ else key for key in keys]
+            store_typeahead(self._session.input, sent)
 
     def _leave_at_once(self) -> None:
         if interrupts.is_pending():
@@ -143,13 +191,17 @@ class FullEditor:
 
 
 def _output() -> Output:
-    """stderr. It does not ask the terminal where its cursor is: an answer that comes late would be taken as typed."""
+    """stderr. It does not ask the terminal where its cursor is: an answer that comes late would be taken as typed.
+
+    What is pasted is marked during an answer too; see `conversing`.
+    """
     from prompt_toolkit.output import create_output
     from prompt_toolkit.output.vt100 import Vt100_Output
 
     output = create_output(stdout=sys.stderr)
     if isinstance(output, Vt100_Output):
         output.enable_cpr = False
+        output.disable_bracketed_paste = lambda: None  # type: ignore[method-assign]
     return output
 
 
@@ -192,33 +244,46 @@ def _completer(complete: Complete) -> Completer:
     return Candidates()
 
 
-@contextmanager
-def unseen_keys(editor: Editor) -> Iterator[None]:
-    """While an answer comes, what is typed does not show in the midst of it. The next prompt gets it.
+# --- The terminal's modes -----------------------------------------------------------------------------
 
-    prompt_toolkit must get keys as they are: of Enter the terminal would make a newline, which is Ctrl-J, and Ctrl-D
-    it would keep.
+
+def _mark_pasted(on: bool) -> None:
+    """Have the terminal say where a text begins and ends that is pasted."""
+    console.write_error("\x1b[?2004h" if on else "\x1b[?2004l")
+
+
+@contextmanager
+def _without(*modes: str, switch: Callable[[bool], None] = lambda _: None) -> Iterator[None]:
+    """Switch off modes of the terminal, and at every way out put back what was found; of Windows' terminal none.
+
+    `switch` does what else is to be changed, and put back.
     """
     try:
         import termios
-    except ImportError:  # Windows
+    except ImportError:
         yield
         return
+
+    def put(attributes: list[Any], on: bool) -> None:
+        with suppress(termios.error):
+            termios.tcsetattr(0, termios.TCSANOW, attributes)
+        switch(on)
+
     try:
-        before = termios.tcgetattr(0)
-        quiet = [*before]
-        quiet[3] &= ~termios.ECHO
-        if isinstance(editor, FullEditor):
-            quiet[0] &= ~termios.ICRNL
-            quiet[3] &= ~termios.ICANON
-        termios.tcsetattr(0, termios.TCSANOW, quiet)
-    except termios.error:
+        found = termios.tcgetattr(0)
+    except termios.error:  # it is gone
         yield
         return
-    try:
-        yield
-    finally:
-        termios.tcsetattr(0, termios.TCSANOW, before)
+    changed = [*found]
+    for index, names in ((0, _INPUT_MODES), (3, _LOCAL_MODES)):
+        for mode in names.intersection(modes):
+            changed[index] &= ~getattr(termios, mode)
+    with interrupts.left_in_order(lambda: put(found, False), lambda: put(changed, True)):
+        try:
+            put(changed, True)
+            yield
+        finally:
+            put(found, False)
 
 
 # --- What Tab offers ----------------------------------------------------------------------------------

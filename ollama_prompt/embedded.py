@@ -16,8 +16,9 @@ What llama.cpp is like, and what follows from it:
   repeated with its log caught, because the exception does not say why.
 
 Invariants: a prompt that does not fit is refused, never cut, and a full window ends the answer (no
-context shift); only errors of the tree in `errors` leave this module. The loaded model is kept
-until `close`, or until another num_ctx or num_thread is asked for.
+context shift); only errors of the tree in `errors` leave this module. The loaded model is kept until
+`close`, or by a conversation in a `Loaded` from turn to turn; and until another file, num_ctx or
+num_thread is asked for.
 """
 
 from __future__ import annotations
@@ -84,20 +85,25 @@ loop has not begun, and only an answer tells that it has."""
 class EmbeddedModel:
     """The model in one file; see `model.Model` for what the methods promise.
 
-    `deadline` is a time.monotonic() value or None; `note` says one line to the user.
+    `deadline` is a time.monotonic() value or None; `note` says one line to the user. What is `kept` is asked, and not
+    released: whoever keeps it does.
     """
 
     def __init__(
-        self, path: str, *, deadline: float | None = None, note: Callable[[str], None] = lambda _: None
+        self,
+        path: str,
+        *,
+        deadline: float | None = None,
+        note: Callable[[str], None] = lambda _: None,
+        kept: Loaded | None = None,
     ) -> None:
         self._path = path
         self._name = os.path.basename(path)
         self._deadline = deadline
         self._note = note
         self._head: gguf.GgufHead | None = None
-        self._server: Any = None
-        self._loaded: tuple[int, int] | None = None
-        self._was_asked = False
+        self._is_kept = kept is not None
+        self._loaded = kept or Loaded()
         self._work: _Work | None = None
         with suppress(EmbeddedUnavailable):  # now, when no interruption is heard; `check` tells if it is missing
             _import_xllamacpp()
@@ -111,7 +117,7 @@ class EmbeddedModel:
 
     def loaded_window(self) -> int | None:
         """The window of the model as it is loaded now."""
-        return self._loaded[0] if self._loaded else None
+        return self._loaded.window(self._path)
 
     def chat(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Ask, and yield the chunks as they come; the last one has `done`."""
@@ -124,9 +130,10 @@ class EmbeddedModel:
         yield answer.end()
 
     def close(self) -> None:
-        """Stop what still runs and release the memory."""
+        """Stop what still runs, and release the memory unless it is kept."""
         self._stop()
-        self._unload()
+        if not self._is_kept:
+            self._loaded.free()
 
     # -- before asking --
 
@@ -191,22 +198,55 @@ class EmbeddedModel:
     def _generate(self, work: _Work, question: dict[str, Any], load: tuple[int, int]) -> None:
         """The thread's work. Whatever comes or fails goes into the queue. `load`: num_ctx, num_thread."""
         begun = time.monotonic_ns()
-        if load != self._loaded:
-            self._unload()
-            _read_through(self._path, work.stopped)
-            if work.stopped.is_set():
-                return
-            self._server = _load(self._path, *load)
-            self._loaded = load
-        work.queue.put({"load_duration": time.monotonic_ns() - begun})
+        self._loaded.load(self._path, *load, work.stopped)
         if not work.stopped.is_set():
-            _ask(self._server, question, work.take)
-            self._was_asked = True
+            work.queue.put({"load_duration": time.monotonic_ns() - begun})
+            self._loaded.ask(question, work.take)
 
-    def _unload(self) -> None:
-        if self._server is not None and not self._was_asked:
-            _NEVER_FREED.append(self._server)
-        self._server, self._loaded, self._was_asked = None, None, False
+
+class Loaded:
+    """llama.cpp with a model in memory, or nothing yet. It may outlive the turns that ask it."""
+
+    def __init__(self) -> None:
+        self.server: Any = None
+        self._what: tuple[object, ...] | None = None
+        self._num_ctx = 0
+        self._was_asked = False
+
+    def window(self, path: str) -> int | None:
+        """The window of this file's model, if it is in memory."""
+        return self._num_ctx if self._what and self._what[0] == path else None
+
+    def load(self, path: str, num_ctx: int, num_thread: int, stopped: threading.Event) -> None:
+        """Have this in memory, and nothing else, unless it is stopped before."""
+        what = (path, num_ctx, num_thread, _stamp(path))
+        if what == self._what:
+            return
+        self.free()
+        _read_through(path, stopped)
+        if not stopped.is_set():
+            self.server = _load(path, num_ctx, num_thread)
+            self._what, self._num_ctx = what, num_ctx
+
+    def ask(self, question: dict[str, Any], take: Callable[[dict[str, Any]], bool]) -> None:
+        """See `_ask`."""
+        _ask(self.server, question, take)
+        self._was_asked = True
+
+    def free(self) -> None:
+        """Release the memory. Nobody must be asking."""
+        if self.server is not None and not self._was_asked:
+            _NEVER_FREED.append(self.server)
+        self.server, self._what, self._was_asked = None, None, False
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    """What differs once another file has taken its place."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 class _Work:

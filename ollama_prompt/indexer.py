@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 CLAIM_SECONDS = 10.0
 """How long a new session waits for its own lock."""
 ATTACHMENTS_SECONDS = 60.0
+HISTORY_SECONDS = 5.0
 """How long to wait while another process keeps or removes pictures."""
 
 _SHARED = {
@@ -47,6 +48,7 @@ _SHARED = {
     "index": ("the index", "--lock-timeout waits longer"),
     "search": ("the index of --search", "search again when it is made"),
     "attachments": ("the folder of pictures", "ask again: nothing was sent or stored"),
+    "history": ("the history of what was typed", "remove its lines in history.jsonl by hand"),
     "export": ("the export of an archive", "--lock-timeout waits longer"),
 }
 """Locks of the store as a whole, and what to do where one cannot be had; every other one is a session's."""
@@ -163,13 +165,17 @@ class Indexer:
         """What was typed in conversations, oldest first."""
         from ollama_prompt import history
 
-        return history.texts(self.layout)
+        return history.texts(self.layout, self.lock_history)
 
     def remember(self, session_id: str, text: str) -> None:
         """Add to what was typed, in a session that has it."""
         from ollama_prompt import history
 
-        history.add(self.layout, session_id, text)
+        history.add(self.layout, self.lock_history, session_id, text)
+
+    def lock_history(self) -> AbstractContextManager[None]:
+        """Held for a moment by who changes what was typed."""
+        return self.lock("history", HISTORY_SECONDS)
 
     def attachments(self) -> Attachments:
         """The pictures of the conversations."""

@@ -12,6 +12,9 @@ expect one while they are imported or clean up. A third signal ends the process 
 
 A conversation goes on after a turn. Within `going_on` no signal ends the process at once: what would is heard
 instead, and one that comes behind the last `heard` of a turn waits for the next prompt.
+
+Who changes the terminal names, with `left_in_order`, what puts it back: so Ctrl-Z, or a signal that ends the process
+at once, leaves a terminal as the shell needs it.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ def end(code: int) -> NoReturn:
     After Ctrl-C at a terminal it ends by that signal, which a shell reports as 130 all the same: a loop of bash goes
     on after a call that merely says 130.
     """
+    _State.leave()
     if code == 128 + signal.SIGINT and os.name == "posix" and os.isatty(2):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
@@ -64,6 +68,7 @@ class _State:
     pending: int | None = None
     goes_on = False
     tell: Callable[[], object] = staticmethod(lambda: None)
+    leave: Callable[[], object] = staticmethod(lambda: None)
     thread: int | None = None  # signals arrive in the main thread only, and only where we handle them
     end: Callable[[int], object] = staticmethod(_exit)
 
@@ -177,6 +182,30 @@ def told(tell: Callable[[], object]) -> Iterator[None]:
     finally:
         if (number := _take_pending()) is not None:
             raise Interrupted(number) from None
+
+
+@contextmanager
+def left_in_order(leave: Callable[[], object], come_back: Callable[[], object]) -> Iterator[None]:
+    """Inside, `leave` is called before the process ends at once, or stops; `come_back` when it goes on. Main thread."""
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of a handler
+        leave()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # returns when the process goes on
+        signal.signal(number, stop)
+        come_back()
+
+    number = getattr(signal, "SIGTSTP", None)
+    before = signal.getsignal(number) if number else signal.SIG_IGN
+    if number and before is not signal.SIG_IGN:
+        signal.signal(number, stop)
+    _State.leave = leave
+    try:
+        yield
+    finally:
+        _State.leave = lambda: None
+        if number and before is not signal.SIG_IGN:
+            signal.signal(number, before)
 
 
 def is_pending() -> bool:

@@ -93,7 +93,7 @@ class Layout:
         return os.path.join(self.attachments, sha256)
 
     def lock(self, name: str) -> str:
-        """The lock file of a session, of the `index`, of the `attachments`."""
+        """The lock file of a session, of the `index`, of the `attachments`, of the `history`…"""
         return os.path.join(self.locks, name + ".lock")
 
     def locked(self) -> set[str]:

@@ -156,7 +156,7 @@ def _forget_text(indexer: Indexer, session_ids: list[str]) -> None:
     if os.path.exists(indexer.layout.history):
         from ollama_prompt import history
 
-        history.forget(indexer.layout, set(session_ids))
+        history.forget(indexer.layout, indexer.lock_history, set(session_ids))
     _forget_words(indexer, session_ids)
 
 

@@ -381,6 +381,7 @@ class MarkdownSink(console.TextSink):
                 self._rest = self._rest[end:]
             if not self._live.is_started:
                 self._live.start()
+                self._out.show_cursor(True)  # who stops or ends the process would leave the shell without one
             self._live.update(_LastLines(self._spaced(self._rest)), refresh=True)
         now = time.monotonic()
         self._next = now + max(1 / REDRAWS_PER_SECOND, (now - began) / REDRAWING_SHARE)

