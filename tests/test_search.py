@@ -125,6 +125,9 @@ def bytes_of(home: Path) -> bytes:
         ("C:\\temp\\new", "temp\\new"),
         ("line one\nline two", "two one"),
         ("nul \0 inside", "inside"),
+        ("it \u00b4 is an accent", "\u00b4"),
+        ("don\u00b4t", "n\u00b4t"),
+        ("a\u00a0b", "a b"),
     ],
 )
 def test_a_word_is_found_wherever_it_occurs(indexer: Indexer, home: Path, text: str, sought: str) -> None:
