@@ -188,8 +188,10 @@ def _may_have_words(path: str, session_ids: list[str]) -> bool:
 
 
 def _unlink(paths: list[str]) -> None:
-    """Remove files that may not be there. Raises `StoreWriteFailed`."""
+    """Remove files that may not be there; a folder that has such a name is not ours. Raises `StoreWriteFailed`."""
     for path in paths:
+        if os.path.isdir(path) and not os.path.islink(path):
+            continue
         try:
             os.unlink(path)
         except FileNotFoundError:

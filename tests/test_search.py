@@ -477,6 +477,14 @@ def test_what_a_killed_search_left_goes_with_a_deletion(indexer: Indexer, home: 
     assert not (home / "search.db.tmp").exists()
 
 
+def test_a_folder_in_its_place_is_left_alone(indexer: Indexer, home: Path) -> None:
+    path = keep(home, "walrus")
+    (home / "search.db").mkdir()
+    indexer.delete(path.stem)
+    assert not path.exists()
+    assert (home / "search.db").is_dir()
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "garbage": lambda path: path.write_bytes(b"garbage" * 1000),
     "empty": lambda path: path.write_bytes(b""),
