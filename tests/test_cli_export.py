@@ -121,6 +121,25 @@ def test_a_file_is_replaced_whole(run: Run, home: Path, tmp_path: Path) -> None:
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".ollama")] == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("what", [(ONE, "--to", "talk.html", "--as", "html"), ("--all", "--to", "archive")])
+def test_interrupted_at_every_step(
+    warm: Warm, home: Path, tmp_path: Path, environment: dict[str, str], what: tuple[str, ...], number: str, code: int
+) -> None:
+    make(home)
+    codes: list[int] = []
+    while not codes or codes[-1]:
+        more: dict[str, Any] = {"cwd": str(tmp_path), "die_at": len(codes) + 1, "signal": number, "timeout": 60}
+        warm.start("--export", *what, env=environment, **more)
+        result = Result(*warm.end())
+        assert result.stderr == ""
+        codes.append(result.returncode)
+        assert [path.name for path in tmp_path.rglob(".ollama-prompt.*")] == []
+    assert set(codes) == {0, code}
+    assert len(codes) > 10
+
+
 def test_where_nothing_can_be_written(run: Run, home: Path, tmp_path: Path) -> None:
     make(home)
     (tmp_path / "file").touch()

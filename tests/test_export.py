@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
@@ -358,6 +360,29 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     exporting.write(str(path), ["new"])
     assert (path.read_text(encoding="utf-8"), path.stat().st_mode & 0o777) == ("new", 0o640)
     assert [found.name for found in tmp_path.iterdir()] == ["talk.md"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no modes")
+def test_an_unfinished_file_is_private_and_cannot_be_foreseen(tmp_path: Path) -> None:
+    """Whoever can write to the folder as well must not be able to put a link in its place."""
+    seen: list[tuple[str, int]] = []
+
+    def looking() -> Any:
+        seen.extend((found.name, found.stat().st_mode & 0o777) for found in tmp_path.iterdir())
+        yield "text"
+
+    before = os.umask(0o027)
+    try:
+        exporting.write(str(tmp_path / "talk.md"), looking())
+        assert os.umask(0o027) == 0o027
+        (tmp_path / "talk.md").rename(tmp_path / "other.md")
+        exporting.write(str(tmp_path / "talk.md"), looking())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "talk.md").stat().st_mode & 0o777 == 0o640, "as any new file"
+    unfinished = [(name, mode) for name, mode in seen if exporting.is_unfinished(name)]
+    assert len({name for name, _ in unfinished}) == 2
+    assert [mode for _, mode in unfinished] == [0o600, 0o600]
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
