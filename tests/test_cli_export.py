@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import Result, tree
+from filelock import FileLock
 from stores import add, fail, header, line, make, message, month_of, new_id, succeed
 from test_export import HOSTILE, PNG, outline
 
@@ -248,10 +249,7 @@ def test_what_others_have_there_stays(run: Run, home: Path, tmp_path: Path) -> N
     for name in ("notes", "full", "store"):
         before = tree(tmp_path / name)
         fail(run("--export", "--all", "--to", name), "export_failed")
-        assert (
-            set(before) <= set(tree(tmp_path / name)) <= {*before, "locks/export.lock"} | set(tree(tmp_path / "store"))
-        )
-        assert not (tmp_path / name / "index.html").exists()
+        assert tree(tmp_path / name) == before
     folder.mkdir()
     (folder / ".git").mkdir()
     assert archived(run, folder) == (1, 0, 0), "a hidden one is no reason"
@@ -312,6 +310,74 @@ def test_a_picture_that_comes_later(run: Run, home: Path, tmp_path: Path) -> Non
     (home / "attachments" / name).write_bytes(PNG)
     assert archived(run, tmp_path / "archive") == (1, 0, 0)
     assert archived(run, tmp_path / "archive") == (0, 1, 0)
+
+
+def test_the_store_is_not_written_to(run: Run, home: Path, tmp_path: Path) -> None:
+    make(home)
+    wait()
+    succeed(run("--list-sessions"))
+    before = tree(home)
+    archived(run, tmp_path / "archive")
+    assert tree(home) == before
+    assert not (tmp_path / "archive" / ".archive.lock").exists()
+
+
+def test_two_exports_to_one_archive_queue(run: Run, home: Path, tmp_path: Path) -> None:
+    make(home)
+    wait()
+    archived(run, tmp_path / "archive")
+    with FileLock(tmp_path / "archive" / ".archive.lock"):
+        before = tree(tmp_path / "archive")
+        everything = ("--export", "--all", "--to", "archive", "--lock-timeout", "0")
+        assert "archive is in use" in fail(run(*everything), "session_busy", 75)["error"]
+        assert tree(tmp_path / "archive") == before
+        succeed(run("--export", "--all", "--to", "another", "--lock-timeout", "0"))
+    assert archived(run, tmp_path / "archive") == (0, 1, 0)
+
+
+def of_another_store(run: Run, folder: Path, home: Path) -> None:
+    """An export of the store at `home` changes nothing, and says why."""
+    before = tree(folder)
+    error = fail(run("--export", "--all", "--to", str(folder), env={"OLLAMA_PROMPT_HOME": str(home)}), "export_failed")
+    assert f"another store than {home}" in error["error"]
+    assert "OLLAMA_PROMPT_HOME" in error["hint"]
+    assert tree(folder) == before
+
+
+def test_an_archive_of_another_store_stays(run: Run, home: Path, tmp_path: Path) -> None:
+    """A mistyped home, a drive that is not mounted, or somebody else's conversations must not empty it."""
+    folder, other = tmp_path / "archive", tmp_path / "other"
+    for number in (1, 2, 3):
+        make(home, number)
+    archived(run, folder)
+    of_another_store(run, folder, tmp_path / "mistyped")
+    other.mkdir()
+    of_another_store(run, folder, other)
+    make(other, 1)
+    make(other, 7)
+    of_another_store(run, folder, other)
+    shutil.move(home, tmp_path / "away")
+    of_another_store(run, folder, home)
+    home.mkdir()
+    of_another_store(run, folder, home)
+    make(home, 8)
+    of_another_store(run, folder, home)
+
+
+def test_a_store_that_was_moved_goes_on_with_its_archive(run: Run, home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    for number in (1, 2, 3):
+        make(home, number)
+    wait()
+    archived(run, folder)
+    shutil.copytree(home, tmp_path / "moved")
+    shutil.rmtree(home)
+    moved = {"OLLAMA_PROMPT_HOME": str(tmp_path / "moved")}
+    succeed(run("--delete", new_id(1), env=moved))
+    assert succeed(run("--export", "--all", "--to", str(folder), env=moved)).json["removed"] == 1
+    succeed(run("--purge", "0", env=moved))
+    assert succeed(run("--export", "--all", "--to", str(folder), env=moved)).json["removed"] == 2
+    assert (pages(folder), rows(folder)) == ([], [])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
