@@ -16,7 +16,7 @@ Invariants:
 - At most one session is in memory, beside what a listing has of each.
 
 archive.jsonl grows by a line with each page, and is put in order at the end: one line a session, below one that says
-what made them. Another release makes all pages again.
+what made them. Another release, or another one of a library, makes all pages again.
 """
 
 from __future__ import annotations

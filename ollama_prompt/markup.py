@@ -23,6 +23,8 @@ from functools import cache, lru_cache
 from html import escape
 from urllib.parse import quote
 
+import markdown_it
+import pygments
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import normalizeReference
 from markdown_it.renderer import RendererHTML
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
     from pygments.lexer import Lexer
 
+READERS = f"markdown-it-py {markdown_it.__version__}, Pygments {pygments.__version__}"
+"""The libraries that decide what a page looks like."""
 LONGEST_MARKUP = 100_000
 """Characters of the longest message that is read as Markdown: some input takes the square of its length."""
 LONGEST_CODE = 50_000

@@ -4,7 +4,7 @@
 
 Invariants:
 - Text for people has its newlines as \\n and its control characters made visible: a file that is shown in a terminal
-  must not move the cursor.
+  must not move the cursor, and none may be read in another order than it has.
 - A message cannot break the document around it: in Markdown its headings are lower than ours, a fence that it leaves
   open is closed, its HTML is text, its links lead where its own definitions say (`markup.contained`).
 - JSON has contents as they are stored, and imported again it gives the same conversation: so system messages at the
@@ -17,6 +17,7 @@ import re
 
 from ollama_prompt import clock
 from ollama_prompt.records import images_of
+from ollama_prompt.render import visible
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _SYSTEM = {"system", "developer"}
 _NEWLINE = re.compile(r"\r\n?")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MARKS = re.compile(r"[\\`*_\[\]<>&#~|$!]")
 _EMPHASIS = re.compile(r"\*\*|`+|^#+ ", re.MULTILINE)
 """What a reader of Markdown does not look for in a line of a list."""
@@ -42,8 +42,8 @@ FIRST_WORDS = 300
 
 
 def plain(text: str) -> str:
-    """Text with one kind of newline, and control characters that are seen instead of obeyed."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _NEWLINE.sub("\n", text))
+    """Text with one kind of newline, and control characters that are seen instead of obeyed (`render.visible`)."""
+    return visible(_NEWLINE.sub("\n", text))
 
 
 def in_a_line(text: str) -> str:

@@ -167,6 +167,44 @@ def test_text() -> None:
     )
 
 
+TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn what is read around."""
+
+
+def test_what_would_be_read_in_another_order_is_seen() -> None:
+    name = f"evil{TURNING}gpj.exe"
+    picture = [{"sha256": "a" * 64, "path": name}]
+    user = message(0, "user", f"See {name}", typed=f"Say {name}", images=picture)
+    answer = message(1, "assistant", f"```\n{name}\n```", thinking=name, model=name)
+    made = exported(user, answer, message(2, name, name), title=name, model_name=name, system=name)
+    forms = (transcript.as_text(made), transcript.as_markdown(made), page.conversation(made, no_picture))
+    for form in forms:
+        assert not set(form) & set(TURNING)
+        assert r"\u202e\u2066\u2067\u2068\u2069gpj" in form
+    assert not set(made.first_words()) & set(TURNING)
+    assert json.loads(transcript.as_json(made, no_picture))[1]["content"] == f"See {name}", "JSON is exact"
+
+
+ODD_ENDS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"
+
+
+@pytest.mark.parametrize("end", [*ODD_ENDS, "\r\n", "\n"])
+def test_an_odd_end_of_a_line_makes_no_line_of_ours(end: str) -> None:
+    """A title, a model or a role with one stays on its line; so do the lines of archive.jsonl and of the list."""
+    odd = f"a{end}# b{end}── System ──"
+    made = exported(message(0, odd, odd, model=odd), title=odd, model_name=odd)
+    text, markdown = transcript.as_text(made), transcript.as_markdown(made)
+    assert text.split("\n")[0].startswith("a # b")
+    assert markdown.split("\n")[0].startswith(r"# a \# b")
+    assert [tag for tag, _ in outline(markdown)][:2] == ["h1", "h2"]
+    for form in (text, markdown, page.conversation(made, no_picture)):
+        assert not set(form) & set(ODD_ENDS) - {"\u2028", "\u2029"}
+    assert "\u2028" not in made.title + made.model + made.said[0].speaker + made.first_words()
+    row = json.dumps([new_id(1), odd], ensure_ascii=False)
+    data = "".join(page.index([row])).partition('id="data">')[2].partition("</script>")[0]
+    assert json.loads(data) == [json.loads(row)]
+
+
 READER = MarkdownIt("commonmark", {"html": True}).enable("table")
 """Who reads the Markdown, and takes HTML for HTML."""
 WITHOUT_HTML = MarkdownIt("commonmark", {"html": False}).enable("table")
@@ -464,6 +502,20 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     exporting.write(str(tmp_path / "link.md"), ["text"])
     assert (tmp_path / "link.md").is_symlink()
     assert (tmp_path / "real.md").read_text() == "text"
+
+
+@pytest.mark.parametrize("changed", ["release", "library", "code", "style"])
+def test_the_fingerprint_changes_with_whatever_makes_pages(monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    before, asset = page.fingerprint(), page._asset
+    assert page.fingerprint() == before
+    if changed == "release":
+        monkeypatch.setattr(page, "__version__", "3")
+    elif changed == "library":
+        monkeypatch.setattr(markup, "READERS", "Pygments 999")
+    else:
+        name = "markup.py" if changed == "code" else "page.css"
+        monkeypatch.setattr(page, "_asset", lambda asked: asset(asked) + (" " if asked == name else ""))
+    assert page.fingerprint() != before
 
 
 def test_a_page_says_what_made_it() -> None:
