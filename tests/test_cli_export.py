@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from conftest import Result, tree
@@ -493,7 +494,8 @@ def test_the_policy_holds_where_escaping_would_not(
 @needs_browser
 def test_the_list_is_searched_in_the_page(run: Run, home: Path, tmp_path: Path, browse: Callable[[str], str]) -> None:
     for number in range(1, 151):
-        title = "Zürich, Übung </script>" if number == 7 else f"Number {number}"
+        titles = {7: "Zürich, Übung </script>", 8: "Größe: 3 Fuß 🦀 Οδυσσεύς"}
+        title = titles.get(number, f"Number {number}")
         data = [header(new_id(number), title=title), message(number, "user", f"Prompt of {number}, 日本語のテスト")]
         make(home, number, b"".join(map(line, data)))
     archived(run, tmp_path / "archive")
@@ -512,5 +514,8 @@ def test_the_list_is_searched_in_the_page(run: Run, home: Path, tmp_path: Path, 
         assert found in shown
     assert "<mark>Zürich</mark>, <mark>Übung</mark> &lt;/<mark>script</mark>&gt;" in browse(
         f"{address}#zurich%20UBUNG%20script"
+    )
+    assert "<mark>Größe</mark>: 3 Fu<mark>ß</mark> 🦀 <mark>Οδυσσεύς</mark>" in browse(
+        f"{address}#GROSSE%20s%20{quote('ΟΔΥΣΣΕΥΣ')}"
     )
     assert "0 of 150 conversations" in browse(f"{address}#nothing%20like%20it")

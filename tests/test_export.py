@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 import time
+import unicodedata
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ from stores import header, line, message, new_id
 
 from ollama_prompt import exporting, markup, page, session_file, transcript
 from ollama_prompt.errors import ExportFailed
+from ollama_prompt.folding import fold
 from ollama_prompt.foreign_json import conversation
 from ollama_prompt.transcript import Transcript
 
@@ -452,6 +456,40 @@ def test_the_list_of_an_archive_is_data() -> None:
     data = text.partition('id="data">')[2].partition("</script>")[0]
     assert json.loads(data) == [json.loads(rows[0])]
     assert "script-src 'sha256-" in text
+
+
+NODE = shutil.which("node")
+
+
+@pytest.mark.skipif(
+    NODE is None, reason="node is not installed: the script of the list is not compared with folding.py"
+)
+def test_the_list_folds_as_a_search_does() -> None:
+    """Every character that Unicode has had since 3.2, alone and between others; ends of words, marks in any order."""
+    known = [
+        chr(code)
+        for code in range(0x20, 0x2FFFF)
+        if unicodedata.ucd_3_2_0.category(chr(code)) not in {"Cn", "Cs", "Co"}
+    ]
+    known = [
+        char for char in known if "CHEROKEE" not in unicodedata.name(char, "")
+    ]  # the only one with case turned over
+    texts = [
+        "Größe STRASSE ẞ",
+        "ΟΔΥΣΣΕΥΣ Οδυσσεύς ς",
+        "Ørsted Æsir IĞDIR \u0131s\u0131 İ\u0131",
+        "Zu\u0308rich Z\u00fcrich",
+        "a\u0345\u0301\u0334",
+        "ﬃ №",
+    ]
+    texts += [*known, *(f"A{char}\u0301\u0323B" for char in known[:20_000])]
+    script = page._asset("archive.js")
+    folding_part = script[script.index("  const FOLDED") : script.index("  const byId")]
+    code = f"{folding_part}; const texts = JSON.parse(require('fs').readFileSync(0, 'utf8'));"
+    code += "process.stdout.write(JSON.stringify(texts.map(fold)))"
+    done = subprocess.run([str(NODE), "-e", code], input=json.dumps(texts).encode(), capture_output=True, check=True)
+    found = zip(texts, json.loads(done.stdout), strict=True)
+    assert [(text, folded, fold(text)) for text, folded in found if folded != fold(text)] == []
 
 
 # -- files -------------------------------------------------------------------------------------------------
