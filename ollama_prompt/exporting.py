@@ -76,15 +76,24 @@ class Pictures:
 
 def write(path: str, pieces: Iterable[str], durable: bool = False) -> int:
     """Write a text file, whole or not at all, in place of one that may be there; its size. Raises `ExportFailed`."""
-    path = os.path.realpath(path)  # a link stays one
+    path = os.path.join(os.getcwd(), path)
     try:
-        status = os.stat(path) if os.path.lexists(path) else None
+        status = _status(path)
         if status and not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             with open(path, "w", encoding="utf-8", newline="\n") as device:  # such as /dev/null, or a pipe
                 return sum(map(device.write, pieces))
-        return _replace(path, pieces, status, durable)
+        if not os.path.basename(path):
+            raise IsADirectoryError(0, "it is a folder", path)
+        return _replace(os.path.realpath(path), pieces, status, durable)  # a link stays one
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
 
 
 def _replace(path: str, pieces: Iterable[str], status: os.stat_result | None, durable: bool) -> int:

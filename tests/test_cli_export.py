@@ -23,7 +23,7 @@ from test_export import HOSTILE, PNG, outline
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Run
+    from conftest import Run, Start
     from standin import StandIn
     from warm import Warm
 
@@ -145,8 +145,9 @@ def test_interrupted_at_every_step(
 def test_where_nothing_can_be_written(run: Run, home: Path, tmp_path: Path) -> None:
     make(home)
     (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
     before = tree(tmp_path)
-    for target in ("no-such-folder/talk.md", "file/talk.md", "store"):
+    for target in ("no-such-folder/talk.md", "file/talk.md", "store", "store/", "new/", "file/", "loop", "x" * 300):
         error = fail(run("--export", ONE, "--to", target), "export_failed")
         assert "--to" in error["hint"]
         assert str(tmp_path) in error["error"]
@@ -156,6 +157,19 @@ def test_where_nothing_can_be_written(run: Run, home: Path, tmp_path: Path) -> N
     fail(run("--export", new_id(7), "--to", "new.md"), "session_not_found")
     assert not (tmp_path / "new.md").exists()
     assert succeed(run("--export", ONE, "--to", os.devnull)).json["path"] == os.devnull
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_what_is_no_file_is_written_to(start: Start, run: Run, home: Path, tmp_path: Path) -> None:
+    """A pipe by its name, and one that a shell names: >(gzip) becomes /dev/fd/63."""
+    make(home)
+    expected = succeed(run("--export", ONE)).stdout
+    os.mkfifo(tmp_path / "pipe")
+    process = start("--export", ONE, "--to", "pipe")
+    assert (tmp_path / "pipe").read_text(encoding="utf-8") == expected
+    assert process.wait(60) == 0
+    printed = start("--export", ONE, "--to", "/dev/stdout", "--output", "text").communicate(timeout=60)[0]
+    assert printed.decode() == f"{expected}/dev/stdout\n"
 
 
 @pytest.mark.parametrize(
