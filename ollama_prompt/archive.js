@@ -3,7 +3,26 @@
 "use strict";
 {
   const AT_ONCE = 100;
-  const fold = (text) => text.normalize("NFKD").replace(/\p{Mn}/gu, "").toLowerCase();
+
+  // Text without case and accents, each character by itself, as `folding.py` does it.
+  const FOLDED = new Map(Object.entries({
+    "ø": "o", "Ø": "o", "ł": "l", "Ł": "l", "đ": "d", "Đ": "d", "ħ": "h", "Ħ": "h", "\u0131": "i", "æ": "ae", "Æ": "ae",
+    "œ": "oe", "Œ": "oe", "ð": "d", "Ð": "d", "þ": "th", "Þ": "th", "\u00ad": "", "\u200b": "", "\ufe0e": "", "\ufe0f": "",
+  }));
+  // A mark goes before another one that belongs closer to the letter; U+0345 belongs least close of all.
+  const isMark = (char) => char === "\u0345" || `\u0345${char}`.normalize("NFD") !== `\u0345${char}`;
+  const caseless = (char) => char.toLowerCase().toUpperCase().toLowerCase(); // ẞ → ß → SS → ss, ς → Σ → σ
+  function folded(char) {
+    if (/[\u3040-\u30ff\uac00-\ud7a3]/.test(char)) return char; // taken apart they would be others
+    const letters = [...char.normalize("NFKD")].filter((part) => !isMark(part));
+    return letters.map(caseless).join("").normalize("NFC");
+  }
+  function foldedOnce(char) {
+    if (!FOLDED.has(char)) FOLDED.set(char, folded(char));
+    return FOLDED.get(char);
+  }
+  const fold = (text) => text.normalize("NFC").replace(/[^\x00-\x7f]/gu, foldedOnce).toLowerCase();
+
   const byId = (id) => document.getElementById(id);
   const rows = JSON.parse(byId("data").textContent);
   const field = byId("search"), list = byId("list"), status = byId("status"), end = byId("end");
@@ -20,26 +39,43 @@
     return made;
   }
 
-  // The words that were searched, marked; not where folding changes the length, and places in the text with it.
-  function mark(parent, text) {
-    const folded = fold(text);
-    const places = folded.length === text.length ? words : [];
+  // The words that were searched, marked. Folding changes lengths: where each folded character comes from is kept.
+  function mark(parent, given) {
+    const text = given.normalize("NFC"), starts = [], ends = [];
+    let at = 0;
+    for (const char of words.length ? text : "") {
+      for (let length = fold(char).length; length > 0; length -= 1) {
+        starts.push(at);
+        ends.push(at + char.length);
+      }
+      at += char.length;
+    }
+    let done = 0;
+    for (const [first, last] of places(fold(text))) {
+      if (starts[first] < done) continue; // a second half of ß
+      parent.append(text.slice(done, starts[first]));
+      done = ends[last];
+      parent.appendChild(document.createElement("mark")).textContent = text.slice(starts[first], done);
+    }
+    parent.append(text.slice(done));
+  }
+
+  // Where the words are: the first and the last character of each, the earliest before the others, then the longest.
+  function* places(text) {
     let done = 0;
     while (done < text.length) {
       let at = -1, length = 0;
-      for (const word of places) {
-        const next = folded.indexOf(word, done);
+      for (const word of words) {
+        const next = text.indexOf(word, done);
         if (next >= 0 && (at < 0 || next < at || (next === at && word.length > length))) {
           at = next;
           length = word.length;
         }
       }
-      if (at < 0) break;
-      parent.append(text.slice(done, at));
-      parent.appendChild(document.createElement("mark")).textContent = text.slice(at, at + length);
+      if (at < 0) return;
+      yield [at, at + length - 1];
       done = at + length;
     }
-    parent.append(text.slice(done));
   }
 
   function monthOf(row) {

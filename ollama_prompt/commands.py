@@ -283,8 +283,7 @@ def export_all(indexer: Indexer, folder: str, lock_timeout: float) -> dict[str, 
     """Bring a folder of web pages up to date."""
     from ollama_prompt import archive
 
-    with indexer.exporting(lock_timeout):
-        return archive.export(indexer, folder, indexer.progress)
+    return archive.export(indexer, folder, lock_timeout)
 
 
 def check(indexer: Indexer, repair: bool = False, secrets: bool = False) -> dict[str, Any]:

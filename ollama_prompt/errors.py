@@ -226,8 +226,8 @@ class OutputClosed(OllamaPromptError):
 class Interrupted(BaseException):
     """Ctrl-C or a request to terminate; `signal_number` gives the exit code, 128 + signal.
 
-    It is raised within a turn only; `turn` is what had come of the answer, in the form that is printed. Not an
-    Exception, so that no `except Exception` swallows it.
+    It is raised within a turn or an export only; `turn` is what had come of the answer, in the form that is printed.
+    Not an Exception, so that no `except Exception` swallows it.
     """
 
     def __init__(self, signal_number: int) -> None:

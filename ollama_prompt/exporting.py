@@ -1,26 +1,30 @@
 """A conversation as a document, and files that are written whole or not at all.
 
 A file is written under another name beside its own, and gets that when it is whole: who reads it sees the old one or
-the new one. What is exported can be made again at any time, so an archive's pages are not waited for until the disk
-has them; a single file is.
+the new one. Until then nobody else can read it, and an interruption removes it. What is exported can be made again at
+any time, so an archive's pages are not waited for until the disk has them; a single file is.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
+from ollama_prompt import interrupts
 from ollama_prompt.errors import ExportFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from typing import TextIO
 
     from ollama_prompt.indexer import Indexer
     from ollama_prompt.transcript import Transcript
 
 FORMS = ("markdown", "text", "json", "html")
+_UNFINISHED = (".ollama-prompt.", ".tmp")
+"""How the name of a file begins and ends until it is whole."""
 
 
 def document(indexer: Indexer, session_id: str, form: str) -> str:
@@ -72,15 +76,24 @@ class Pictures:
 
 def write(path: str, pieces: Iterable[str], durable: bool = False) -> int:
     """Write a text file, whole or not at all, in place of one that may be there; its size. Raises `ExportFailed`."""
-    path = os.path.realpath(path)  # a link stays one
+    path = os.path.join(os.getcwd(), path)
     try:
-        status = os.stat(path) if os.path.lexists(path) else None
+        status = _status(path)
         if status and not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             with open(path, "w", encoding="utf-8", newline="\n") as device:  # such as /dev/null, or a pipe
                 return sum(map(device.write, pieces))
-        return _replace(path, pieces, status, durable)
+        if not os.path.basename(path):
+            raise IsADirectoryError(0, "it is a folder", path)
+        return _replace(os.path.realpath(path), pieces, status, durable)  # a link stays one
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
 
 
 def _replace(path: str, pieces: Iterable[str], status: os.stat_result | None, durable: bool) -> int:
@@ -88,27 +101,45 @@ def _replace(path: str, pieces: Iterable[str], status: os.stat_result | None, du
         raise IsADirectoryError(0, "it is a folder", path)
     if status and not os.access(path, os.W_OK):
         raise PermissionError(0, "it is write-protected", path)
-    temporary = os.path.join(os.path.dirname(path), f".ollama-prompt.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with interrupts.deferred(), _unfinished(os.path.dirname(path)) as (file, temporary):
+        with interrupts.heard(), file:
             file.writelines(pieces)
+            file.flush()
             if durable:
-                file.flush()
                 os.fsync(file.fileno())
-        if status:
-            os.chmod(temporary, stat.S_IMODE(status.st_mode))
-        size = os.path.getsize(temporary)
+            size = os.fstat(file.fileno()).st_size
+        with suppress(PermissionError):  # a file system without modes
+            os.chmod(temporary, stat.S_IMODE(status.st_mode) if status else _mode_of_new_files())
         os.replace(temporary, path)
-    except BaseException:
+        with interrupts.heard():  # one that came since: an archive has more to write
+            return size
+
+
+@contextmanager
+def _unfinished(folder: str) -> Iterator[tuple[TextIO, str]]:
+    """A file that nobody else can read, foresee or have put there; gone in the end. Interruptions are deferred."""
+    temporary = os.path.join(folder, f"{_UNFINISHED[0]}{os.urandom(8).hex()}{_UNFINISHED[1]}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    file = open(descriptor, "w", encoding="utf-8", newline="\n")  # noqa: SIM115  closed before it gets its name
+    try:
+        yield file, temporary
+    finally:
+        with suppress(OSError):  # on a full disk it fails once more
+            file.close()
         with suppress(OSError):
             os.unlink(temporary)
-        raise
-    return size
+
+
+def _mode_of_new_files() -> int:
+    """What the umask leaves. It can be asked for only by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def is_unfinished(name: str) -> bool:
     """Whether a file has the name that one has until it is whole."""
-    return name.startswith(".ollama-prompt.") and name.endswith(".tmp")
+    return name.startswith(_UNFINISHED[0]) and name.endswith(_UNFINISHED[1])
 
 
 def cannot_write(path: str, error: OSError) -> ExportFailed:

@@ -45,7 +45,7 @@ class _Folded(dict[int, str]):
             parts = unicodedata.normalize("NFKD", char)
             marks = [part for part in parts if not unicodedata.combining(part)]
             folded = unicodedata.normalize("NFC", "".join(marks).casefold())
-            if folded.isspace() and not char.isspace():  # an accent by itself, as ´: it would not be found
+            if folded.isspace() and not char.isspace():  # an accent by itself: it would not be found
                 folded = char
         self[code] = folded
         return folded

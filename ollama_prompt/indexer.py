@@ -49,7 +49,6 @@ _SHARED = {
     "search": ("the index of --search", "search again when it is made"),
     "attachments": ("the folder of pictures", "ask again: nothing was sent or stored"),
     "history": ("the history of what was typed", "remove its lines in history.jsonl by hand"),
-    "export": ("the export of an archive", "--lock-timeout waits longer"),
 }
 """Locks of the store as a whole, and what to do where one cannot be had; every other one is a session's."""
 
@@ -257,11 +256,20 @@ class Indexer:
 
     # --- For an archive ------------------------------------------------------------------------
 
-    def exporting(self, lock_timeout: float) -> AbstractContextManager[None]:
-        """Nobody else exports an archive meanwhile. Raises `SessionBusy`. A store that is not there is not made."""
-        if not os.path.isdir(self.layout.home):
-            return nullcontext()
-        return self.lock("export", lock_timeout, self.note_waiting)
+    @contextmanager
+    def exporting(self, lock: str, lock_timeout: float) -> Iterator[None]:
+        """Nobody else exports to the same archive, which has this file as its lock until the end.
+
+        Raises `SessionBusy`, `StoreWriteFailed`.
+        """
+        from ollama_prompt import locks
+
+        hint = "--lock-timeout waits longer"
+        with locks.hold(lock, lock_timeout, "the archive", waiting=self.note_waiting, hint=hint):
+            try:
+                yield
+            finally:
+                locks.discard(lock)
 
     def settled_stamp(self, path: str) -> list[int] | None:
         """A file's stamp; None where it may change again within this tick of the clock, and keep it."""

@@ -8,10 +8,11 @@ attributes that are written here or by markdown-it, and text that is escaped.
 source where it must and nowhere else:
 
 - headings go down, below ours, and one that is underlined becomes one with #, which has more levels;
-- a < that could begin HTML gets a backslash, outside of code;
+- a < that could begin HTML gets a backslash, outside of code; an address in <> loses them where it could be HTML;
+- labels of links and footnotes get the number of the message: `[1]: …` of one is not what `[1]` of another means;
 - a fence that is left open at the end is closed.
 
-All else that Markdown has ends at the next heading by itself.
+All else that Markdown has ends at the next heading by itself. A message that is too long to be read is shown as code.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ import re
 from bisect import bisect_left
 from functools import cache, lru_cache
 from html import escape
+from urllib.parse import quote
 
+import markdown_it
+import pygments
 from markdown_it import MarkdownIt
+from markdown_it.common.utils import normalizeReference
 from markdown_it.renderer import RendererHTML
 from pygments import lexers, token
 from pygments.util import ClassNotFound
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
     from pygments.lexer import Lexer
 
+READERS = f"markdown-it-py {markdown_it.__version__}, Pygments {pygments.__version__}"
+"""The libraries that decide what a page looks like."""
 LONGEST_MARKUP = 100_000
 """Characters of the longest message that is read as Markdown: some input takes the square of its length."""
 LONGEST_CODE = 50_000
@@ -221,29 +228,57 @@ def _lexer(name: str) -> Lexer | None:
 _ATX = re.compile(r"((?:[ \t>]|[-*+]|\d{1,9}[.)])*?)(#{1,6})(?=[ \t]|$)")
 """A heading, and what lists and quotations have put before it."""
 _LINK = r"<[A-Za-z][A-Za-z0-9+.-]{1,31}:[^\s<>\x00-\x1f]*>|<[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+>"
-_INLINE = re.compile(rf"\\[!-/:-@\[-`{{-~]|(?P<ticks>`+)|{_LINK}|(?P<html><)(?=[A-Za-z/!?])")
-"""What is escaped already, code, an address, and what could begin HTML."""
+_LABEL = r"\[(?:[^\[\]\\]|\\.)*\]"
+_PLACE = r"<(?:[^<>\n\\]|\\.)*>"
+"""An address that may have spaces."""
+_INLINE = re.compile(
+    rf"\\[!-/:-@\[-`{{-~]|(?P<ticks>`+)|(?P<before>\]\(\s*)(?P<place>{_PLACE})|{_LINK}|(?P<html><)(?=[A-Za-z/!?])"
+    rf"|(?P<label>{_LABEL})",
+    re.DOTALL,
+)
+"""What is escaped already, code, the address of a link, one by itself, what could begin HTML, and a label."""
 _HTML_LINE = re.compile(rf"^((?:[ \t>]|[-*+]|\d{{1,9}}[.)])*)(?!{_LINK})(?=<[A-Za-z/!?])", re.MULTILINE)
 """A line that could begin HTML even where it stands in code that began on a line above: blocks come first."""
+_DEFINITION = re.compile(rf"((?:[ \t>]|[-*+]|\d{{1,9}}[.)])*){_LABEL}:([\s>]*)({_PLACE})?", re.DOTALL)
+_FOOTNOTE = re.compile(r"^(?:[ \t>]|[-*+]|\d{1,9}[.)])*\[(\^[^\[\]\s]+)\]:", re.MULTILINE)
+_PARENTHESIS = r"\((?:[^\s()\\]|\\.)*\)"
+_TITLE = r""""[^"]*"|'[^']*'|\([^()]*\)"""
+_TARGET = re.compile(
+    rf"\(\s*(?:(?:{_PLACE}|(?![<)])(?:[^\s()\\]|\\.|{_PARENTHESIS})+)(?:\s+(?:{_TITLE}))?\s*)?\)", re.DOTALL
+)
+"""What follows the text of a link that has its address with it."""
 _CELL = re.compile(r"(?<!\\)(\|)")
 
 
-def contained(text: str) -> str:
-    """Markdown that breaks nothing around it; see the module."""
+def contained(text: str, number: int) -> str:
+    """Markdown of the message with this number that breaks nothing around it; see the module."""
+    if len(text) > LONGEST_MARKUP:
+        return _fenced(text)
     lines = text.split("\n")
     tokens = _blocks().parse(text)
+    labels = _Labels(tokens, number)
     down, in_table = _levels_down(tokens), False
-    for number, block in enumerate(tokens):
+    for at, block in enumerate(tokens):
         start, end = block.map or (0, 0)
         in_table = block.type == "table_open" or (in_table and block.type != "table_close")
         if block.type == "table_open":
-            lines[start:end] = ["".join(map(_without_html, _CELL.split(line))) for line in lines[start:end]]
+            lines[start:end] = [
+                "".join(_inline(cell, labels) for cell in _CELL.split(line)) for line in lines[start:end]
+            ]
         elif block.type == "inline" and not in_table:
-            lines[start:end] = _without_html("\n".join(lines[start:end])).split("\n")
+            _put(lines, start, end, _inline("\n".join(lines[start:end]), labels))
         elif block.type == "heading_close":
-            _lower(lines, tokens[number - 2], down)
+            _lower(lines, tokens[at - 2], down)
+        elif block.type == "definition":
+            _put(lines, start, end, labels.defined(block, "\n".join(lines[start:end])))
     closing = [fence.markup for fence in _fences(text) if _is_open(fence, lines)]
     return "\n".join([*(line for line in lines if line != _GONE), *closing])
+
+
+def _fenced(text: str) -> str:
+    """Text as a block of code."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
 
 
 _GONE = "\0"
@@ -259,24 +294,79 @@ def _lower(lines: list[str], heading: Token, down: int) -> None:
         content = " ".join(line.strip() for line in lines[start : end - 1])
         marks = "#" * (int(heading.tag[1:]) + down)
         closed = f" {marks}" if content.endswith("#") else ""
-        lines[start:end] = [f"{marks} {content}{closed}", *[_GONE] * (end - start - 1)]
+        _put(lines, start, end, f"{marks} {content}{closed}")
 
 
-def _without_html(text: str) -> str:
-    """Text of a paragraph in which nothing begins HTML; code in it stays as it is."""
+def _put(lines: list[str], start: int, end: int, text: str) -> None:
+    """Put text in the place of lines; the others keep their numbers."""
+    made = text.split("\n")
+    lines[start:end] = made + [_GONE] * (end - start - len(made))
+
+
+def _inline(text: str, labels: _Labels | None) -> str:
+    """Text of a paragraph in which nothing begins HTML, and labels are its own; code in it stays as it is."""
     runs: dict[int, list[int]] = {}
     for run in re.finditer("`+", text):
         runs.setdefault(len(run[0]), []).append(run.start())
     pieces, done = [], 0
     while found := _INLINE.search(text, done):
-        end = found.end()
+        start, end = found.span()
+        made = None
         if found["ticks"]:
-            closing = runs.get(len(found["ticks"]), [])
+            closing = runs.get(end - start, [])
             at = bisect_left(closing, end)
-            end = closing[at] + len(found["ticks"]) if at < len(closing) else end
-        pieces += [text[done : found.start()], r"\<" if found["html"] else text[found.start() : end]]
+            end = closing[at] + end - start if at < len(closing) else end
+        elif found["html"]:
+            made = r"\<"
+        elif found["place"]:
+            made = found["before"] + _bare(found["place"])
+        elif found["label"]:
+            made, end = labels.used(found, done) if labels else ("[", start + 1)
+        pieces += [text[done:start], text[start:end] if made is None else made]
         done = end
     return _HTML_LINE.sub(r"\1\\", "".join([*pieces, text[done:]]))
+
+
+def _bare(place: str) -> str:
+    """An address without its <>, where it could be taken for HTML; a scheme is no name of an element."""
+    if len(place) <= 2 or _ADDRESS.match(place, 1):
+        return place
+    return re.sub(r"\\.|[ \t()]", lambda found: quote(found[0]) if found[0] in " \t()" else found[0], place[1:-1])
+
+
+class _Labels:
+    """The labels that a message defines, as they are called in the document."""
+
+    def __init__(self, tokens: Sequence[Token], number: int) -> None:
+        defined = [block.meta["label"] for block in tokens if block.type == "definition"]
+        notes = [note for block in tokens if block.type == "inline" for note in _FOOTNOTE.findall(block.content)]
+        self._names: dict[str, str] = {}
+        for label in defined + notes:
+            plain = label if re.fullmatch(r"\^?[\w.-]{1,40}", label) else f"~{len(self._names)}"
+            self._names.setdefault(normalizeReference(label), f"{plain}-m{number}")
+
+    def defined(self, definition: Token, text: str) -> str:
+        """A definition; where another reader sees none, there is no HTML either."""
+        found = _DEFINITION.match(text)
+        if not found:
+            return _inline(text, None)
+        name = self._names[normalizeReference(definition.meta["label"])]
+        rest = _inline(text[found.end() :], None)
+        return f"{found[1]}[{name}]:{found[2]}{_bare(found[3]) if found[3] else ''}{rest}"
+
+    def used(self, found: re.Match[str], done: int) -> tuple[str, int]:
+        """What becomes of something in brackets, and where that ended. What was read before ended at `done`."""
+        text, (start, end), inside = found.string, found.span(), found[0][1:-1]
+        name = self._names.get(normalizeReference(inside))
+        if name is None:
+            return "[", start + 1
+        if inside.startswith("^") or (start > done and text[start - 1] == "]"):
+            return f"[{name}]", end  # a footnote, or behind the text of a link
+        if text.startswith("[]", end):
+            end += 2
+        elif _TARGET.match(text, end) or re.compile(_LABEL).match(text, end):
+            return "[", start + 1  # the text of a link
+        return f"[{_inline(inside, None)}][{name}]", end
 
 
 def _fences(text: str) -> list[Token]:
@@ -294,6 +384,6 @@ def _is_open(fence: Token, lines: list[str]) -> bool:
 @cache
 def _blocks() -> MarkdownIt:
     """Finds blocks only, and knows no HTML: a document whose every < were escaped has the same."""
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser = MarkdownIt("commonmark", {"html": False, "inline_definitions": True}).enable("table")
     parser.core.ruler.enableOnly(["normalize", "block"])
     return parser

@@ -10,6 +10,7 @@ The same conversation gives the same page, byte for byte.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from html import escape
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 MARK = b'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="generator" content="ollama-prompt '
 """How each page begins, and no file of anybody else's."""
+_SOURCES = ("page.css", "archive.js", "page.py", "markup.py", "transcript.py", "render.py", "archive.py")
+"""What makes the pages. No number has to be raised when one of them changes."""
 
 
 def conversation(transcript: Transcript, picture: Picture, index: str | None = None) -> str:
@@ -101,8 +104,11 @@ def _hash(source: str) -> str:
 
 
 def fingerprint() -> str:
-    """What changes with the pages that are made here."""
-    return f"{__version__} {_hash(_asset('page.css'))} {_hash(_asset('archive.js'))}"
+    """What changes whenever the pages that are made here may: with the release, with the code, with the libraries."""
+    parts = [__version__, markup.READERS]
+    with suppress(OSError):  # a program that was frozen has no source; its release tells as much
+        parts += [_asset(name) for name in _SOURCES]
+    return _hash("\n".join(parts))
 
 
 # --- A message -------------------------------------------------------------------------------------

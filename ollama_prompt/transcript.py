@@ -4,9 +4,9 @@
 
 Invariants:
 - Text for people has its newlines as \\n and its control characters made visible: a file that is shown in a terminal
-  must not move the cursor.
+  must not move the cursor, and none may be read in another order than it has.
 - A message cannot break the document around it: in Markdown its headings are lower than ours, a fence that it leaves
-  open is closed, its HTML is text (`markup.contained`).
+  open is closed, its HTML is text, its links lead where its own definitions say (`markup.contained`).
 - JSON has contents as they are stored, and imported again it gives the same conversation: so system messages at the
   beginning are one, as an import makes them.
 """
@@ -17,6 +17,7 @@ import re
 
 from ollama_prompt import clock
 from ollama_prompt.records import images_of
+from ollama_prompt.render import visible
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _SYSTEM = {"system", "developer"}
 _NEWLINE = re.compile(r"\r\n?")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MARKS = re.compile(r"[\\`*_\[\]<>&#~|$!]")
 _EMPHASIS = re.compile(r"\*\*|`+|^#+ ", re.MULTILINE)
 """What a reader of Markdown does not look for in a line of a list."""
@@ -42,8 +42,8 @@ FIRST_WORDS = 300
 
 
 def plain(text: str) -> str:
-    """Text with one kind of newline, and control characters that are seen instead of obeyed."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _NEWLINE.sub("\n", text))
+    """Text with one kind of newline, and control characters that are seen instead of obeyed (`render.visible`)."""
+    return visible(_NEWLINE.sub("\n", text))
 
 
 def in_a_line(text: str) -> str:
@@ -159,18 +159,18 @@ def as_markdown(transcript: Transcript) -> str:
     facts = "\n".join(f"- {name}: {_escaped(value)}" for name, value in transcript.facts())
     blocks = [f"# {_escaped(transcript.title)}", facts]
     if transcript.system:
-        blocks += ["## System", *_contained(transcript.system)]
-    for said in transcript.said:
-        blocks += [f"## {_escaped(said.head)}", *_contained(said.content)]
+        blocks += ["## System", *_contained(transcript.system, 0)]
+    for number, said in enumerate(transcript.said, 1):
+        blocks += [f"## {_escaped(said.head)}", *_contained(said.content, number)]
         blocks += [f"*\\[picture: {_escaped(name)}\\]*" for _, name in said.pictures]
         blocks += [f"*\\[{said.remark}\\]*"] if said.remark else []
     return "\n\n".join(blocks) + "\n"
 
 
-def _contained(text: str) -> list[str]:
+def _contained(text: str, number: int) -> list[str]:
     from ollama_prompt import markup
 
-    made = markup.contained(_trimmed(text))
+    made = markup.contained(_trimmed(text), number)
     return [made] if made else []
 
 

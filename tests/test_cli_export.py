@@ -12,16 +12,18 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from conftest import Result, tree
+from filelock import FileLock
 from stores import add, fail, header, line, make, message, month_of, new_id, succeed
 from test_export import HOSTILE, PNG, outline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Run
+    from conftest import Run, Start
     from standin import StandIn
     from warm import Warm
 
@@ -121,11 +123,31 @@ def test_a_file_is_replaced_whole(run: Run, home: Path, tmp_path: Path) -> None:
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".ollama")] == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("what", [(ONE, "--to", "talk.html", "--as", "html"), ("--all", "--to", "archive")])
+def test_interrupted_at_every_step(
+    warm: Warm, home: Path, tmp_path: Path, environment: dict[str, str], what: tuple[str, ...], number: str, code: int
+) -> None:
+    make(home)
+    codes: list[int] = []
+    while not codes or codes[-1]:
+        more: dict[str, Any] = {"cwd": str(tmp_path), "die_at": len(codes) + 1, "signal": number, "timeout": 60}
+        warm.start("--export", *what, env=environment, **more)
+        result = Result(*warm.end())
+        assert result.stderr == ""
+        codes.append(result.returncode)
+        assert [path.name for path in tmp_path.rglob(".ollama-prompt.*")] == []
+    assert set(codes) == {0, code}
+    assert len(codes) > 10
+
+
 def test_where_nothing_can_be_written(run: Run, home: Path, tmp_path: Path) -> None:
     make(home)
     (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
     before = tree(tmp_path)
-    for target in ("no-such-folder/talk.md", "file/talk.md", "store"):
+    for target in ("no-such-folder/talk.md", "file/talk.md", "store", "store/", "new/", "file/", "loop", "x" * 300):
         error = fail(run("--export", ONE, "--to", target), "export_failed")
         assert "--to" in error["hint"]
         assert str(tmp_path) in error["error"]
@@ -135,6 +157,19 @@ def test_where_nothing_can_be_written(run: Run, home: Path, tmp_path: Path) -> N
     fail(run("--export", new_id(7), "--to", "new.md"), "session_not_found")
     assert not (tmp_path / "new.md").exists()
     assert succeed(run("--export", ONE, "--to", os.devnull)).json["path"] == os.devnull
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_what_is_no_file_is_written_to(start: Start, run: Run, home: Path, tmp_path: Path) -> None:
+    """A pipe by its name, and one that a shell names: >(gzip) becomes /dev/fd/63."""
+    make(home)
+    expected = succeed(run("--export", ONE)).stdout
+    os.mkfifo(tmp_path / "pipe")
+    process = start("--export", ONE, "--to", "pipe")
+    assert (tmp_path / "pipe").read_text(encoding="utf-8") == expected
+    assert process.wait(60) == 0
+    printed = start("--export", ONE, "--to", "/dev/stdout", "--output", "text").communicate(timeout=60)[0]
+    assert printed.decode() == f"{expected}/dev/stdout\n"
 
 
 @pytest.mark.parametrize(
@@ -229,10 +264,7 @@ def test_what_others_have_there_stays(run: Run, home: Path, tmp_path: Path) -> N
     for name in ("notes", "full", "store"):
         before = tree(tmp_path / name)
         fail(run("--export", "--all", "--to", name), "export_failed")
-        assert (
-            set(before) <= set(tree(tmp_path / name)) <= {*before, "locks/export.lock"} | set(tree(tmp_path / "store"))
-        )
-        assert not (tmp_path / name / "index.html").exists()
+        assert tree(tmp_path / name) == before
     folder.mkdir()
     (folder / ".git").mkdir()
     assert archived(run, folder) == (1, 0, 0), "a hidden one is no reason"
@@ -293,6 +325,74 @@ def test_a_picture_that_comes_later(run: Run, home: Path, tmp_path: Path) -> Non
     (home / "attachments" / name).write_bytes(PNG)
     assert archived(run, tmp_path / "archive") == (1, 0, 0)
     assert archived(run, tmp_path / "archive") == (0, 1, 0)
+
+
+def test_the_store_is_not_written_to(run: Run, home: Path, tmp_path: Path) -> None:
+    make(home)
+    wait()
+    succeed(run("--list-sessions"))
+    before = tree(home)
+    archived(run, tmp_path / "archive")
+    assert tree(home) == before
+    assert not (tmp_path / "archive" / ".archive.lock").exists()
+
+
+def test_two_exports_to_one_archive_queue(run: Run, home: Path, tmp_path: Path) -> None:
+    make(home)
+    wait()
+    archived(run, tmp_path / "archive")
+    with FileLock(tmp_path / "archive" / ".archive.lock"):
+        before = tree(tmp_path / "archive")
+        everything = ("--export", "--all", "--to", "archive", "--lock-timeout", "0")
+        assert "archive is in use" in fail(run(*everything), "session_busy", 75)["error"]
+        assert tree(tmp_path / "archive") == before
+        succeed(run("--export", "--all", "--to", "another", "--lock-timeout", "0"))
+    assert archived(run, tmp_path / "archive") == (0, 1, 0)
+
+
+def of_another_store(run: Run, folder: Path, home: Path) -> None:
+    """An export of the store at `home` changes nothing, and says why."""
+    before = tree(folder)
+    error = fail(run("--export", "--all", "--to", str(folder), env={"OLLAMA_PROMPT_HOME": str(home)}), "export_failed")
+    assert f"another store than {home}" in error["error"]
+    assert "OLLAMA_PROMPT_HOME" in error["hint"]
+    assert tree(folder) == before
+
+
+def test_an_archive_of_another_store_stays(run: Run, home: Path, tmp_path: Path) -> None:
+    """A mistyped home, a drive that is not mounted, or somebody else's conversations must not empty it."""
+    folder, other = tmp_path / "archive", tmp_path / "other"
+    for number in (1, 2, 3):
+        make(home, number)
+    archived(run, folder)
+    of_another_store(run, folder, tmp_path / "mistyped")
+    other.mkdir()
+    of_another_store(run, folder, other)
+    make(other, 1)
+    make(other, 7)
+    of_another_store(run, folder, other)
+    shutil.move(home, tmp_path / "away")
+    of_another_store(run, folder, home)
+    home.mkdir()
+    of_another_store(run, folder, home)
+    make(home, 8)
+    of_another_store(run, folder, home)
+
+
+def test_a_store_that_was_moved_goes_on_with_its_archive(run: Run, home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    for number in (1, 2, 3):
+        make(home, number)
+    wait()
+    archived(run, folder)
+    shutil.copytree(home, tmp_path / "moved")
+    shutil.rmtree(home)
+    moved = {"OLLAMA_PROMPT_HOME": str(tmp_path / "moved")}
+    succeed(run("--delete", new_id(1), env=moved))
+    assert succeed(run("--export", "--all", "--to", str(folder), env=moved)).json["removed"] == 1
+    succeed(run("--purge", "0", env=moved))
+    assert succeed(run("--export", "--all", "--to", str(folder), env=moved)).json["removed"] == 2
+    assert (pages(folder), rows(folder)) == ([], [])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
@@ -408,7 +508,8 @@ def test_the_policy_holds_where_escaping_would_not(
 @needs_browser
 def test_the_list_is_searched_in_the_page(run: Run, home: Path, tmp_path: Path, browse: Callable[[str], str]) -> None:
     for number in range(1, 151):
-        title = "Zürich, Übung </script>" if number == 7 else f"Number {number}"
+        titles = {7: "Zürich, Übung </script>", 8: "Größe: 3 Fuß 🦀 Οδυσσεύς"}
+        title = titles.get(number, f"Number {number}")
         data = [header(new_id(number), title=title), message(number, "user", f"Prompt of {number}, 日本語のテスト")]
         make(home, number, b"".join(map(line, data)))
     archived(run, tmp_path / "archive")
@@ -427,5 +528,8 @@ def test_the_list_is_searched_in_the_page(run: Run, home: Path, tmp_path: Path, 
         assert found in shown
     assert "<mark>Zürich</mark>, <mark>Übung</mark> &lt;/<mark>script</mark>&gt;" in browse(
         f"{address}#zurich%20UBUNG%20script"
+    )
+    assert "<mark>Größe</mark>: 3 Fu<mark>ß</mark> 🦀 <mark>Οδυσσεύς</mark>" in browse(
+        f"{address}#GROSSE%20s%20{quote('ΟΔΥΣΣΕΥΣ')}"
     )
     assert "0 of 150 conversations" in browse(f"{address}#nothing%20like%20it")

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import time
+import unicodedata
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from stores import header, line, message, new_id
 
-from ollama_prompt import archive, exporting, markup, page, session_file, transcript
+from ollama_prompt import exporting, markup, page, session_file, transcript
 from ollama_prompt.errors import ExportFailed
+from ollama_prompt.folding import fold
 from ollama_prompt.foreign_json import conversation
 from ollama_prompt.transcript import Transcript
 
@@ -164,8 +171,47 @@ def test_text() -> None:
     )
 
 
+TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn what is read around."""
+
+
+def test_what_would_be_read_in_another_order_is_seen() -> None:
+    name = f"evil{TURNING}gpj.exe"
+    picture = [{"sha256": "a" * 64, "path": name}]
+    user = message(0, "user", f"See {name}", typed=f"Say {name}", images=picture)
+    answer = message(1, "assistant", f"```\n{name}\n```", thinking=name, model=name)
+    made = exported(user, answer, message(2, name, name), title=name, model_name=name, system=name)
+    forms = (transcript.as_text(made), transcript.as_markdown(made), page.conversation(made, no_picture))
+    for form in forms:
+        assert not set(form) & set(TURNING)
+        assert r"\u202e\u2066\u2067\u2068\u2069gpj" in form
+    assert not set(made.first_words()) & set(TURNING)
+    assert json.loads(transcript.as_json(made, no_picture))[1]["content"] == f"See {name}", "JSON is exact"
+
+
+ODD_ENDS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"
+
+
+@pytest.mark.parametrize("end", [*ODD_ENDS, "\r\n", "\n"])
+def test_an_odd_end_of_a_line_makes_no_line_of_ours(end: str) -> None:
+    """A title, a model or a role with one stays on its line; so do the lines of archive.jsonl and of the list."""
+    odd = f"a{end}# b{end}── System ──"
+    made = exported(message(0, odd, odd, model=odd), title=odd, model_name=odd)
+    text, markdown = transcript.as_text(made), transcript.as_markdown(made)
+    assert text.split("\n")[0].startswith("a # b")
+    assert markdown.split("\n")[0].startswith(r"# a \# b")
+    assert [tag for tag, _ in outline(markdown)][:2] == ["h1", "h2"]
+    for form in (text, markdown, page.conversation(made, no_picture)):
+        assert not set(form) & set(ODD_ENDS) - {"\u2028", "\u2029"}
+    assert "\u2028" not in made.title + made.model + made.said[0].speaker + made.first_words()
+    row = json.dumps([new_id(1), odd], ensure_ascii=False)
+    data = "".join(page.index([row])).partition('id="data">')[2].partition("</script>")[0]
+    assert json.loads(data) == [json.loads(row)]
+
+
 READER = MarkdownIt("commonmark", {"html": True}).enable("table")
 """Who reads the Markdown, and takes HTML for HTML."""
+WITHOUT_HTML = MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
 def outline(markdown: str) -> list[tuple[str, str]]:
@@ -214,14 +260,86 @@ def test_markdown_is_changed_only_where_it_must_be() -> None:
         "Some *text* with `List<T>` and a < b, x<3, <https://example.org>.\n\n```html\n<b>\n# no heading\n```\n\n"
         "    <i>indented</i>\n\n---\n\n| a | `<b>` |\n|---|---|\n\n- [x] done\n\n> said"
     )
-    assert markup.contained(kept) == kept
-    assert markup.contained("# One\n\n## Two\n\n- # Three") == "### One\n\n#### Two\n\n- ### Three"
-    assert markup.contained("## Two\n\n##### Five") == "### Two\n\n###### Five"
-    assert markup.contained("### Three") == "### Three"
-    assert markup.contained("One\nline #\n===\ntext\n\nTwo\n---") == "### One line # ###\ntext\n\n#### Two"
-    assert markup.contained("a <b>bold</b> <!-- word") == r"a \<b>bold\</b> \<!-- word"
-    assert markup.contained("~~~~py\ncode\n~~~") == "~~~~py\ncode\n~~~\n~~~~"
-    assert markup.contained("```\na\n```") == "```\na\n```"
+    assert markup.contained(kept, 1) == kept
+    assert markup.contained("# One\n\n## Two\n\n- # Three", 1) == "### One\n\n#### Two\n\n- ### Three"
+    assert markup.contained("## Two\n\n##### Five", 1) == "### Two\n\n###### Five"
+    assert markup.contained("### Three", 1) == "### Three"
+    assert markup.contained("One\nline #\n===\ntext\n\nTwo\n---", 1) == "### One line # ###\ntext\n\n#### Two"
+    assert markup.contained("a <b>bold</b> <!-- word", 1) == r"a \<b>bold\</b> \<!-- word"
+    assert markup.contained("~~~~py\ncode\n~~~", 1) == "~~~~py\ncode\n~~~\n~~~~"
+    assert markup.contained("```\na\n```", 1) == "```\na\n```"
+
+
+def links(markdown: str) -> list[str]:
+    """Where the links and pictures of a text lead."""
+    pieces = [piece for token in WITHOUT_HTML.parse(markdown) for piece in token.children or ()]
+    return [
+        str(piece.attrs.get("href") or piece.attrs.get("src"))
+        for piece in pieces
+        if piece.type in {"link_open", "image"}
+    ]
+
+
+def test_labels_are_those_of_their_message() -> None:
+    one = "Read [this][1], [1] and [it][].\n\n[1]: https://one.example/\n[it]: <https://one.example/a b> 'Title'"
+    two = "No `[1]` here, [or][1] [1](https://two.example/x) [1](no target).\n\n> [1]: https://two.example/"
+    none = "What does [1] say, and [this][1]?"
+    made = transcript.as_markdown(said(one, two, none, system="[1]: /system"))
+    assert links(made) == [
+        "https://one.example/", "https://one.example/", "https://one.example/a%20b",
+        "https://two.example/", "https://two.example/x", "https://two.example/",
+    ]  # fmt: skip
+    assert "Read [this][1-m1], [1][1-m1] and [it][it-m1]." in made
+    assert "No `[1]` here" in made
+    assert none in made
+
+
+def test_footnotes_are_those_of_their_message() -> None:
+    assert markup.contained("One.[^1] Two.[^b]\n\n[^1]: A note.\n[^b]: another\n\n- [^x]", 3) == (
+        "One.[^1-m3] Two.[^b-m3]\n\n[^1-m3]: A note.\n[^b-m3]: another\n\n- [^x]"
+    )
+
+
+LINKING = st.sampled_from([
+    "[a]", "[b]", "[A]", "[c]", "[]", "[a\nb]", "[a [b]]", "[^1]", "[<b>]", '[x <a href="]', "(/x)", "(<x y>)", "(<b>)",
+    "[a]: /u\n", "\n\n[a]: /u\n", "\n\n[b]: <x y> 't'\n\n", "\n\n[a\nb]: /v\n\n", "\n\n[<b>]: /w\n\n",
+    "\n[c]:\n<div>\n", '\n\n[x <a href="]: /w\n\n', "\n[c]: javascript:x '<b>'\n", "\n|-|-|\n", " ", "\n",
+    "`", "!", "*", "[", "x", ":", "> ", "- ", "<b>", "|", '">',
+])  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(st.lists(LINKING, max_size=14).map("".join), st.lists(LINKING, max_size=8).map("".join))
+@example("[a][b][a]\n\n[a]: /u\n[b]: /v", "[a][c] [b][][a]")
+@example("[c](<x y>) [d](\n<div>)", "[d]:\n<div>\n\n[d]")
+def test_links_lead_where_they_led(one: str, two: str) -> None:
+    made = transcript.as_markdown(said(one, two))
+    outline(made)
+    # No label in the first, but markdown-it takes it for one; the second becomes a definition without the space in it.
+    if not re.search(r"\]\[[^\]]*\[|\]:\s*\[", one + two):
+        assert links(made) == [link for content in (one, two) for link in links(transcript.plain(content))]
+
+
+def test_an_address_in_angle_brackets() -> None:
+    kept = "[l](<https://x/a b>) ![p]( <mailto:a b> )"
+    assert markup.contained(kept, 1) == kept
+    assert markup.contained(r"[l](<a \> (b) c.md> 'title') [e](<>) \](<b>)", 1) == (
+        r"[l](a%20\>%20%28b%29%20c.md 'title') [e](<>) \](\<b>)"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["| a | `b` | <i> |\n", "word <b>\n", "- a\n", "[", "> ", "# a\n", "```` x\n", "[1]: /u\n"]
+)
+def test_a_huge_message_takes_no_longer_than_its_length(text: str) -> None:
+    """As Markdown it could take the square of it, so beyond a limit it is shown as it is."""
+    huge = "| a | b | c |\n|-|-|-|\n" + text * (1_000_000 // len(text))
+    start = time.process_time()
+    made = transcript.as_markdown(said(huge, huge))
+    page.conversation(said(huge, huge), no_picture)
+    assert time.process_time() - start < 2
+    assert [tag for tag, _ in outline(made)] == ["h1", "h2", "h2"]
+    assert huge.rstrip() in made
 
 
 # -- HTML --------------------------------------------------------------------------------------------------
@@ -340,6 +458,40 @@ def test_the_list_of_an_archive_is_data() -> None:
     assert "script-src 'sha256-" in text
 
 
+NODE = shutil.which("node")
+
+
+@pytest.mark.skipif(
+    NODE is None, reason="node is not installed: the script of the list is not compared with folding.py"
+)
+def test_the_list_folds_as_a_search_does() -> None:
+    """Every character that Unicode has had since 3.2, alone and between others; ends of words, marks in any order."""
+    known = [
+        chr(code)
+        for code in range(0x20, 0x2FFFF)
+        if unicodedata.ucd_3_2_0.category(chr(code)) not in {"Cn", "Cs", "Co"}
+    ]
+    known = [
+        char for char in known if "CHEROKEE" not in unicodedata.name(char, "")
+    ]  # the only one with case turned over
+    texts = [
+        "Größe STRASSE ẞ",
+        "ΟΔΥΣΣΕΥΣ Οδυσσεύς ς",
+        "Ørsted Æsir IĞDIR \u0131s\u0131 İ\u0131",
+        "Zu\u0308rich Z\u00fcrich",
+        "a\u0345\u0301\u0334",
+        "ﬃ №",
+    ]
+    texts += [*known, *(f"A{char}\u0301\u0323B" for char in known[:20_000])]
+    script = page._asset("archive.js")
+    folding_part = script[script.index("  const FOLDED") : script.index("  const byId")]
+    code = f"{folding_part}; const texts = JSON.parse(require('fs').readFileSync(0, 'utf8'));"
+    code += "process.stdout.write(JSON.stringify(texts.map(fold)))"
+    done = subprocess.run([str(NODE), "-e", code], input=json.dumps(texts).encode(), capture_output=True, check=True)
+    found = zip(texts, json.loads(done.stdout), strict=True)
+    assert [(text, folded, fold(text)) for text, folded in found if folded != fold(text)] == []
+
+
 # -- files -------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +512,29 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["talk.md"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no modes")
+def test_an_unfinished_file_is_private_and_cannot_be_foreseen(tmp_path: Path) -> None:
+    """Whoever can write to the folder as well must not be able to put a link in its place."""
+    seen: list[tuple[str, int]] = []
+
+    def looking() -> Any:
+        seen.extend((found.name, found.stat().st_mode & 0o777) for found in tmp_path.iterdir())
+        yield "text"
+
+    before = os.umask(0o027)
+    try:
+        exporting.write(str(tmp_path / "talk.md"), looking())
+        assert os.umask(0o027) == 0o027
+        (tmp_path / "talk.md").rename(tmp_path / "other.md")
+        exporting.write(str(tmp_path / "talk.md"), looking())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "talk.md").stat().st_mode & 0o777 == 0o640, "as any new file"
+    unfinished = [(name, mode) for name, mode in seen if exporting.is_unfinished(name)]
+    assert len({name for name, _ in unfinished}) == 2
+    assert [mode for _, mode in unfinished] == [0o600, 0o600]
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "link.md").symlink_to("real.md")
     exporting.write(str(tmp_path / "link.md"), ["text"])
@@ -367,6 +542,19 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "real.md").read_text() == "text"
 
 
-def test_a_page_of_another_release_is_made_again() -> None:
-    assert page.fingerprint() in archive._head(3)
+@pytest.mark.parametrize("changed", ["release", "library", "code", "style"])
+def test_the_fingerprint_changes_with_whatever_makes_pages(monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    before, asset = page.fingerprint(), page._asset
+    assert page.fingerprint() == before
+    if changed == "release":
+        monkeypatch.setattr(page, "__version__", "3")
+    elif changed == "library":
+        monkeypatch.setattr(markup, "READERS", "Pygments 999")
+    else:
+        name = "markup.py" if changed == "code" else "page.css"
+        monkeypatch.setattr(page, "_asset", lambda asked: asset(asked) + (" " if asked == name else ""))
+    assert page.fingerprint() != before
+
+
+def test_a_page_says_what_made_it() -> None:
     assert page.conversation(said("Hi"), no_picture).encode().startswith(page.MARK)

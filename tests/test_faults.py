@@ -429,6 +429,43 @@ def test_a_read_only_store_imports_nothing(quick: Run, disk: Disk, home: Path, t
     assert len(stores.assert_agreement(quick)) == 2
 
 
+def test_a_read_only_store_is_exported(quick: Run, disk: Disk, home: Path, tmp_path: Path) -> None:
+    make(home, 1)
+    disk.remount("ro")
+    before = tree(home)
+    for expected in (1, 0):
+        time.sleep(0.06)  # the tick of the clock passes in which the session was made
+        assert succeed(quick("--export", "--all", "--to", str(tmp_path / "archive"))).json["exported"] == expected
+    succeed(quick("--export", ONE, "--to", str(tmp_path / "talk.md")))
+    assert tree(home) == before
+
+
+@pytest.mark.parametrize("why", ["full", "no names", "read-only"])
+def test_an_export_that_cannot_be_written(quick: Run, disk: Disk, home: Path, tmp_path: Path, why: str) -> None:
+    """The disk is that of the exports; the store is another one."""
+    env = {"OLLAMA_PROMPT_HOME": str(tmp_path / "conversations")}
+    path = make(tmp_path / "conversations", 1)
+    everything = ("--export", "--all", "--to", str(home / "archive"))
+    commands = (everything, ("--export", ONE, "--to", str(home / "talk.md")))
+    for command in commands:
+        succeed(quick(*command, env=env))
+    stores.add(path, line(stores.message(50, "user", LONG)))
+    if why == "read-only":
+        disk.remount("ro")
+    else:
+        disk.fill() if why == "full" else disk.fill_names()
+    before = tree(home)
+    for command in commands:
+        assert "--to" in fail(quick(*command, env=env), "export_failed")["hint"]
+        left = set(tree(home)) - set(before)
+        assert left <= {"archive/.archive.lock"}
+        assert {name: data for name, data in tree(home).items() if name in before} == before
+    if why == "read-only":
+        disk.remount("rw")
+    disk.clear()
+    assert succeed(quick(*everything, env=env)).json["exported"] == 1
+
+
 def begin_and_die(database: Path) -> None:
     """Leave a journal, as a process that was killed while it changed the index."""
     code = (
