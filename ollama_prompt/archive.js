@@ -15,7 +15,8 @@
   function folded(char) {
     if (/[\u3040-\u30ff\uac00-\ud7a3]/.test(char)) return char; // taken apart they would be others
     const letters = [...char.normalize("NFKD")].filter((part) => !isMark(part));
-    return letters.map(caseless).join("").normalize("NFC");
+    const made = letters.map(caseless).join("").normalize("NFC");
+    return /^\s+$/.test(made) && !/^\s$/.test(char) ? char : made; // an accent by itself
   }
   function foldedOnce(char) {
     if (!FOLDED.has(char)) FOLDED.set(char, folded(char));
