@@ -96,7 +96,8 @@ class _Renderer(RendererHTML):
 
     # markdown-it calls each rule with all of these arguments (ARG002).
     def heading_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:  # noqa: ARG002
-        return f'<{_lowered(tokens[idx].tag, env)} dir="auto">'
+        direction = "" if tokens[idx].level else ' dir="auto"'
+        return f"<{_lowered(tokens[idx].tag, env)}{direction}>"
 
     def heading_close(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:  # noqa: ARG002
         return f"</{_lowered(tokens[idx].tag, env)}>\n"
@@ -108,8 +109,12 @@ class _Renderer(RendererHTML):
         return _code(tokens[idx].content, "")
 
     def paragraph_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
-        """Each piece runs in the direction of its own script."""
-        tokens[idx].attrSet("dir", "auto")
+        """Each piece runs in the direction of its own script.
+
+        In a list or a quotation the style sees to that: what has a `dir` is not heeded where theirs is found out.
+        """
+        if tokens[idx].type != "paragraph_open" or not tokens[idx].level:
+            tokens[idx].attrSet("dir", "auto")
         return self.renderToken(tokens, idx, options, env)
 
     bullet_list_open = ordered_list_open = blockquote_open = paragraph_open
@@ -133,7 +138,7 @@ class _Renderer(RendererHTML):
         return f'<a class="picture" href="{escape(address)}" rel="noopener noreferrer nofollow">{name}</a>'
 
     def table_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:  # noqa: ARG002
-        return '<div class="wide"><table>\n'
+        return '<div class="wide"><table dir="auto">\n'
 
     def table_close(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:  # noqa: ARG002
         return "</table></div>\n"

@@ -506,6 +506,22 @@ def test_the_policy_holds_where_escaping_would_not(
 
 
 @needs_browser
+def test_what_is_written_from_the_right_stands_on_the_right(
+    run: Run, home: Path, tmp_path: Path, browse: Callable[[str], str]
+) -> None:
+    answer = "> اقتباس\n\n- أولا\n\n  ثانيا\n\n| اسم | قيمة |\n|---|---|\n| أ | 1 |\n\n> quoted\n\n- one\n\n  two\n"
+    make(home, 1, line(header(ONE)) + line(message(1, "assistant", answer)))
+    text = succeed(run("--export", ONE, "--as", "html")).stdout
+    looking = (
+        "<script>document.title = [...document.querySelectorAll('blockquote, ul, table')]"
+        ".map((one) => getComputedStyle(one).direction).join()</script>"
+    )
+    without_policy = re.sub("<meta http-equiv[^>]*>", "", text).replace("</html>", looking)
+    (tmp_path / "page.html").write_text(without_policy, encoding="utf-8")
+    assert "<title>rtl,rtl,rtl,ltr,ltr</title>" in browse((tmp_path / "page.html").as_uri())
+
+
+@needs_browser
 def test_the_list_is_searched_in_the_page(run: Run, home: Path, tmp_path: Path, browse: Callable[[str], str]) -> None:
     for number in range(1, 151):
         titles = {7: "Zürich, Übung </script>", 8: "Größe: 3 Fuß 🦀 Οδυσσεύς"}
