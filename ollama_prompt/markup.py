@@ -138,7 +138,7 @@ class _Renderer(RendererHTML):
         return f'<a class="picture" href="{escape(address)}" rel="noopener noreferrer nofollow">{name}</a>'
 
     def table_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:  # noqa: ARG002
-        return '<div class="wide"><table dir="auto">\n'
+        return '<div class="wide" dir="auto"><table>\n'
 
     def table_close(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:  # noqa: ARG002
         return "</table></div>\n"
