@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,8 +22,6 @@ from warm import Warm
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import IO
-
-    from warm import Forked
 
     File = int | IO[bytes]
 
@@ -131,35 +128,6 @@ class Start(Protocol):
     ) -> subprocess.Popen[bytes]: ...
 
 
-class Process(Protocol):
-    """A command that runs."""
-
-    pid: int
-    stdout: IO[bytes] | None
-    stderr: IO[bytes] | None
-    returncode: int | Any
-
-    def communicate(self, *, timeout: float | None = None) -> tuple[bytes, bytes]: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def poll(self) -> int | None: ...
-    def send_signal(self, sig: int, /) -> None: ...
-    def kill(self) -> None: ...
-
-
-class QuickStart(Protocol):
-    """`start("-p", "Hi")`: the running command, its output in pipes."""
-
-    def __call__(
-        self,
-        *args: str,
-        env: dict[str, str] | None = None,
-        stdin: File = subprocess.DEVNULL,
-        stdout: File = subprocess.PIPE,
-        stderr: File = subprocess.PIPE,
-        cwd: Path | None = None,
-    ) -> Process: ...
-
-
 class Run(Protocol):
     """`run("-p", "Hi").json["response"]`: the command, run to its end. `env` is added to the usual one."""
 
@@ -254,43 +222,11 @@ def quick(new_python: Run, request: pytest.FixtureRequest, environment: dict[str
     ) -> Result:
         if env and any(name.startswith("PYTHON") for name in env):
             return new_python(*args, input=input, env=env, cwd=cwd, timeout=timeout)
-        with tempfile.TemporaryFile() as given:
-            given.write(input.encode() if isinstance(input, str) else input or b"")
-            given.seek(0)
-            more = {"cwd": str(cwd or tmp_path), "timeout": int(timeout)}
-            stdin = subprocess.DEVNULL if input is None else given
-            return Result(*server.run(*args, env=environment | (env or {}), stdin=stdin, **more))
+        more: dict[str, Any] = {"cwd": str(cwd or tmp_path), "timeout": int(timeout)}
+        if input is not None:
+            more["in"] = str(server.folder / "in")
+            (server.folder / "in").write_bytes(input.encode() if isinstance(input, str) else input)
+        server.start(*args, env=environment | (env or {}), **more)
+        return Result(*server.end())
 
     return quick
-
-
-@pytest.fixture
-def quick_start(
-    start: Start, request: pytest.FixtureRequest, environment: dict[str, str], tmp_path: Path
-) -> Iterator[QuickStart]:
-    """Like `start`, but forked as `quick` does it."""
-    if not hasattr(os, "fork"):
-        yield start
-        return
-    server: Warm = request.getfixturevalue("warm")
-    running: list[Forked] = []
-
-    def quick_start(
-        *args: str,
-        env: dict[str, str] | None = None,
-        stdin: File = subprocess.DEVNULL,
-        stdout: File = subprocess.PIPE,
-        stderr: File = subprocess.PIPE,
-        cwd: Path | None = None,
-    ) -> Process:
-        if env and any(name.startswith("PYTHON") for name in env):
-            return start(*args, env=env, stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd)
-        where, with_env = str(cwd or tmp_path), environment | (env or {})
-        process = server.fork(*args, env=with_env, stdin=stdin, stdout=stdout, stderr=stderr, cwd=where)
-        running.append(process)
-        return process
-
-    yield quick_start
-    for process in running:
-        process.kill()
-        process.communicate()

@@ -10,40 +10,29 @@ import stores
 from conftest import Result
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
     from pathlib import Path
 
-    from conftest import Process, QuickStart, Run
+    from conftest import Run, Start
     from standin import StandIn
 
 WAIT = 120
 """Seconds after which a process that should have ended makes the test fail."""
 
 
-@pytest.fixture
-def run(quick: Run) -> Run:
-    """What is seen here is processes that meet in the store, not how each of them starts."""
-    return quick
-
-
-@pytest.fixture
-def start(quick_start: QuickStart) -> QuickStart:
-    """Forked from one process, they are there at the same moment, not one after the other as Python starts."""
-    return quick_start
-
-
-def end(process: Process) -> Result:
+def end(process: subprocess.Popen[bytes]) -> Result:
     """How the process ends."""
     out, err = process.communicate(timeout=WAIT)
     return Result(process.returncode, out, err)
 
 
-def end_all(processes: list[Process]) -> list[Result]:
+def end_all(processes: list[subprocess.Popen[bytes]]) -> list[Result]:
     """How the processes end; each must succeed."""
     return [stores.succeed(end(process)) for process in processes]
 
 
-def read_line(process: Process) -> str:
+def read_line(process: subprocess.Popen[bytes]) -> str:
     """The next line on stderr."""
     assert process.stderr is not None
     timer = threading.Timer(WAIT, process.kill)
@@ -54,7 +43,7 @@ def read_line(process: Process) -> str:
         timer.cancel()
 
 
-def wait_until_queued(process: Process) -> None:
+def wait_until_queued(process: subprocess.Popen[bytes]) -> None:
     """Until the process says that it waits for the session."""
     assert "waiting for it" in read_line(process)
 
@@ -123,7 +112,7 @@ def check(run: Run) -> dict[str, Any]:
 
 
 def test_40_turns_on_one_session_each_see_the_ones_before(
-    start: QuickStart, run: Run, home: Path, ollama: StandIn, session: str
+    start: Start, run: Run, home: Path, ollama: StandIn, session: str
 ) -> None:
     ollama.hold()
     first = start("--session-id", session, "-p", "Turn 0")
@@ -144,7 +133,7 @@ def test_40_turns_on_one_session_each_see_the_ones_before(
 
 
 def test_a_session_in_use_is_busy_at_once_without_waiting(
-    start: QuickStart, run: Run, ollama: StandIn, session: str
+    start: Start, run: Run, ollama: StandIn, session: str
 ) -> None:
     ollama.hold()
     holder = start("--session-id", session, "-p", "Hold it")
@@ -159,9 +148,7 @@ def test_a_session_in_use_is_busy_at_once_without_waiting(
     assert len(ollama.chats()) == 2
 
 
-def test_waiting_ends_after_the_given_time(
-    start: QuickStart, run: Run, home: Path, ollama: StandIn, session: str
-) -> None:
+def test_waiting_ends_after_the_given_time(start: Start, run: Run, home: Path, ollama: StandIn, session: str) -> None:
     ollama.hold()
     start("--session-id", session, "-p", "Hold it")
     ollama.wait(held=1)
@@ -172,7 +159,7 @@ def test_waiting_ends_after_the_given_time(
     assert stores.the_file(home).read_bytes() == before
 
 
-def test_a_killed_process_holds_nothing(start: QuickStart, run: Run, home: Path, ollama: StandIn, session: str) -> None:
+def test_a_killed_process_holds_nothing(start: Start, run: Run, home: Path, ollama: StandIn, session: str) -> None:
     ollama.hold()
     holder = start("--session-id", session, "-p", "Never answered")
     ollama.wait(held=1)
@@ -187,7 +174,7 @@ def test_a_killed_process_holds_nothing(start: QuickStart, run: Run, home: Path,
 
 
 def test_who_waits_for_a_session_that_is_deleted_is_told(
-    start: QuickStart, run: Run, home: Path, ollama: StandIn, session: str
+    start: Start, run: Run, home: Path, ollama: StandIn, session: str
 ) -> None:
     ollama.hold()
     holder = start("--session-id", session, "-p", "Hold it")
@@ -203,7 +190,7 @@ def test_who_waits_for_a_session_that_is_deleted_is_told(
 
 
 def test_deleting_again_and_again_while_turns_queue_never_revives_the_session(
-    start: QuickStart, run: Run, home: Path, ollama: StandIn, session: str
+    start: Start, run: Run, home: Path, ollama: StandIn, session: str
 ) -> None:
     ollama.hold()
     holder = start("--session-id", session, "-p", "Hold it")
@@ -226,7 +213,7 @@ def test_deleting_again_and_again_while_turns_queue_never_revives_the_session(
     assert not list((home / "locks").glob("*-*.lock"))
 
 
-def test_undos_at_once_take_back_a_turn_each(start: QuickStart, run: Run, home: Path) -> None:
+def test_undos_at_once_take_back_a_turn_each(start: Start, run: Run, home: Path) -> None:
     path = stores.make(home, data=stores.lines(stores.new_id(1), turns=8))
     results = [end(process) for process in [start("--undo", path.stem) for _ in range(12)]]
     undone = [stores.clean(result).json["undone"] for result in results if result.returncode == 0]
@@ -238,9 +225,7 @@ def test_undos_at_once_take_back_a_turn_each(start: QuickStart, run: Run, home: 
     assert stores.assert_agreement(run)[0]["message_count"] == 0
 
 
-def test_retries_at_once_ask_the_same_prompt_again_each(
-    start: QuickStart, run: Run, home: Path, ollama: StandIn
-) -> None:
+def test_retries_at_once_ask_the_same_prompt_again_each(start: Start, run: Run, home: Path, ollama: StandIn) -> None:
     path = stores.make(home)
     end_all([start("--retry", path.stem) for _ in range(10)])
     sent = [[message["content"] for message in chat["messages"]] for chat in ollama.chats()]
@@ -249,9 +234,7 @@ def test_retries_at_once_ask_the_same_prompt_again_each(
     assert stores.assert_agreement(run)[0]["message_count"] == 4
 
 
-def test_turns_undos_and_retries_at_once_leave_whole_turns(
-    start: QuickStart, run: Run, home: Path, ollama: StandIn
-) -> None:
+def test_turns_undos_and_retries_at_once_leave_whole_turns(start: Start, run: Run, home: Path, ollama: StandIn) -> None:
     path = stores.make(home, data=stores.lines(stores.new_id(1), turns=8))
     commands = (("--session-id", path.stem, "-p", "New"), ("--undo", path.stem), ("--retry", path.stem))
     end_all([start(*commands[number % 3]) for number in range(18)])
@@ -267,7 +250,7 @@ def test_turns_undos_and_retries_at_once_leave_whole_turns(
 
 
 def test_who_continues_the_last_session_queues(
-    start: QuickStart, run: Run, home: Path, ollama: StandIn, session: str
+    start: Start, run: Run, home: Path, ollama: StandIn, session: str
 ) -> None:
     stores.make(home, 1)
     turns = [result.json for result in end_all([start("-c", "-p", f"Turn {number}") for number in range(12)])]
@@ -275,9 +258,7 @@ def test_who_continues_the_last_session_queues(
     assert sorted(turn["window"]["messages_sent"] for turn in turns) == list(range(3, 27, 2))
 
 
-def test_forks_of_a_session_in_use_are_whole(
-    start: QuickStart, run: Run, home: Path, ollama: StandIn, session: str
-) -> None:
+def test_forks_of_a_session_in_use_are_whole(start: Start, run: Run, home: Path, ollama: StandIn, session: str) -> None:
     turns = [start("--session-id", session, "-p", f"Turn {number}") for number in range(6)]
     forks = {result.json["session_id"] for result in end_all([start("--fork", session) for _ in range(12)])}
     end_all(turns)
@@ -291,7 +272,7 @@ def test_forks_of_a_session_in_use_are_whole(
     assert check(run) == {"ok": True, "sessions": 13, "damage": [], "index": "ok"}
 
 
-def test_a_fork_of_a_session_that_is_deleted_is_whole_or_is_not(start: QuickStart, run: Run, home: Path) -> None:
+def test_a_fork_of_a_session_that_is_deleted_is_whole_or_is_not(start: Start, run: Run, home: Path) -> None:
     for number in range(8):
         path = stores.make(home, number)
         processes = [start("--fork", path.stem), start("--delete", path.stem)]
@@ -309,7 +290,7 @@ def test_a_fork_of_a_session_that_is_deleted_is_whole_or_is_not(start: QuickStar
 
 
 def test_100_sessions_begin_at_the_same_instant_in_an_empty_home(
-    start: QuickStart, run: Run, home: Path, ollama: StandIn
+    start: Start, run: Run, home: Path, ollama: StandIn
 ) -> None:
     ollama.hold(100)
     results = end_all([start("-p", f"Session {number}") for number in range(100)])
@@ -323,7 +304,7 @@ def test_100_sessions_begin_at_the_same_instant_in_an_empty_home(
 
 
 def test_bystanders_neither_fail_nor_lose_a_session(
-    start: QuickStart, run: Run, home: Path, ollama: StandIn, bystanders: dict[str, Loop]
+    start: Start, run: Run, home: Path, ollama: StandIn, bystanders: dict[str, Loop]
 ) -> None:
     ollama.hold(30)
     ids = {result.json["session_id"] for result in end_all([start("-p", f"Session {n}") for n in range(30)])}
@@ -336,7 +317,7 @@ def test_bystanders_neither_fail_nor_lose_a_session(
     assert check(run)["index"] == "ok"
 
 
-def test_purging_all_removes_only_what_nobody_uses(start: QuickStart, run: Run, home: Path, ollama: StandIn) -> None:
+def test_purging_all_removes_only_what_nobody_uses(start: Start, run: Run, home: Path, ollama: StandIn) -> None:
     unused = {stores.make(home, number).stem for number in range(20)}
     ollama.hold()
     turns = [start("-p", f"Session {number}") for number in range(5)]
@@ -353,7 +334,7 @@ def test_purging_all_removes_only_what_nobody_uses(start: QuickStart, run: Run, 
     assert {entry["session_id"] for entry in stores.assert_agreement(run)} == in_use
 
 
-def test_20_processes_list_a_store_that_has_no_index_yet(start: QuickStart, run: Run, home: Path) -> None:
+def test_20_processes_list_a_store_that_has_no_index_yet(start: Start, run: Run, home: Path) -> None:
     for number in range(50):
         stores.make(home, number)
     printed = {result.stdout for result in end_all([start("--list-sessions") for _ in range(20)])}

@@ -1,54 +1,39 @@
 """The real command in forked processes: a start without the start, and a death at the n-th step.
 
-    python tests/warm.py 5      a server: it takes orders from the socket that is descriptor 5
+    python tests/warm.py        a server: one JSON object a line on stdin, one a line on stdout
 
 A crash test kills the command at every step it takes, hundreds of times. Starting Python each time would
-take minutes, so a process that has imported everything forks one child a run, any number of them at once.
-The child has its own streams and environment, runs `cli.main` and ends; `die_at` N kills it just before its
-N-th step, where a step is a call that changes, opens or reads something in the store (`Steps`). With `signal`
-it gets that signal there instead. Without both the steps are counted only.
-
-An order is one byte with descriptors: of a file with the order in it, of the child's three streams, and of
-the pipe on which the server tells the child's process id, and later how it ended. So nothing that is read
-from the socket can be cut in two, and nobody reads what is told of another child.
+take minutes, so a process that has imported everything forks one child a run. The child has its own
+streams and environment, runs `cli.main` and ends; `die_at` N kills it just before its N-th step, where a
+step is a call that changes, opens or reads something in the store (`Steps`). With `signal` it gets that
+signal there instead. Without both the steps are counted only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import json
 import os
-import select
 import signal
-import socket
 import sqlite3
-import struct
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    File = int | IO[bytes]
-
 Json = dict[str, Any]
-
-NUMBER = struct.Struct("i")
 
 COUNTED = (
     "open", "write", "read", "lseek", "fsync", "ftruncate", "close", "link", "rename", "replace", "unlink", "mkdir",
 )  # fmt: skip
 IMPORTED = (
-    *(f"ollama_prompt.{name}" for name in ("cli", "commands", "held_session", "indexer", "locks", "render", "turn")),
-    *(f"ollama_prompt.{name}" for name in ("attachments", "checkup", "images", "loopback", "removal", "repair")),
-    *(f"ollama_prompt.{name}" for name in ("foreign", "foreign_1x", "importing", "archive", "search", "sync")),
+    *(f"ollama_prompt.{name}" for name in ("cli", "commands", "held_session", "locks", "render", "turn")),
+    *(f"ollama_prompt.{name}" for name in ("attachments", "images", "foreign", "foreign_1x", "repair", "archive")),
     "base64", "tempfile",
 )  # fmt: skip
 AUDITED = ("open", "os.listdir", "os.scandir", "fcntl.flock", "os.chmod", "sqlite3.connect")
@@ -103,21 +88,20 @@ class Steps:
         return sqlite3.dbapi2.connect(path, factory=Connection, **options)
 
 
-def run_child(order: Json, streams: list[int]) -> int:
+def run_child(order: Json) -> int:
     """In the child: become the command; its exit code."""
-    for number, (name, opened) in enumerate(zip(("stdin", "stdout", "stderr"), streams, strict=True)):
-        os.dup2(opened, number)
-        # A stream knows whether it can be sought; the server's own may differ in that.
-        old, mode = getattr(sys, name), "w" if number else "r"
-        setattr(sys, name, open(number, mode, encoding=old.encoding, errors=old.errors, closefd=False))  # noqa: SIM115
-    os.closerange(3, 1024)  # the server's, also the pipes that tell of others
+    for descriptor, name in enumerate(("in", "out", "err")):
+        flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        opened = os.open(order[name], flags, 0o600)
+        os.dup2(opened, descriptor)
+        os.close(opened)
     os.environ.clear()
     os.environ.update(order["env"])
     time.tzset()
     os.chdir(order.get("cwd") or os.getcwd())
     signal.alarm(order.get("timeout") or 0)
-    lethal = getattr(signal, order.get("signal") or "SIGKILL")
-    steps = Steps(order.get("die_at"), lambda: os.kill(os.getpid(), lethal))
+    number = getattr(signal, order.get("signal") or "SIGKILL")
+    steps = Steps(order.get("die_at"), lambda: os.kill(os.getpid(), number))
     if "gate" in order:
         gate = os.open(order["gate"], os.O_RDONLY)
         os.read(gate, 1)
@@ -134,59 +118,24 @@ def run_child(order: Json, streams: list[int]) -> int:
     return code
 
 
-class Server:
-    """Forks a child for every order; tells its process id, then how it ended."""
-
-    def __init__(self, orders: socket.socket) -> None:
-        self._orders = orders
-        self._telling: dict[int, int] = {}
-        self._woken, self._wake = os.pipe()
-
-    def serve(self) -> None:
-        """Until nobody is there who could give an order."""
-        os.set_blocking(self._wake, False)
-        signal.set_wakeup_fd(self._wake)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        while True:
-            ready = select.select([self._orders.fileno(), self._woken], [], [])[0]
-            if self._woken in ready:
-                os.read(self._woken, 4096)
-                self._reap()
-            if self._orders.fileno() in ready:
-                message, descriptors, *_ = socket.recv_fds(self._orders, 1, 5)
-                if not message:
-                    return
-                self._take(*descriptors)
-
-    def _take(self, order: int, *descriptors: int) -> None:
-        *streams, told = descriptors
-        child = os.fork()
-        if child == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            with open(order, "rb") as file:
-                end_child(json.load(file), streams)
-        self._telling[child] = told
-        os.write(told, NUMBER.pack(child))
-        for descriptor in (order, *streams):
-            os.close(descriptor)
-
-    def _reap(self) -> None:
-        while self._telling:
-            child, status = os.waitpid(-1, os.WNOHANG)
-            if not child:
-                return
-            told = self._telling.pop(child)
-            with contextlib.suppress(BrokenPipeError):
-                os.write(told, NUMBER.pack(os.waitstatus_to_exitcode(status)))
-            os.close(told)
+def serve() -> None:
+    """Fork a child for every order; say its process id, then how it ended."""
+    # The children get streams of their own on the descriptors 0, 1 and 2.
+    with os.fdopen(os.dup(0)) as orders, os.fdopen(os.dup(1), "w", buffering=1) as answers:
+        for line in orders:
+            child = os.fork()
+            if child == 0:
+                end_child(json.loads(line))
+            answers.write(json.dumps({"pid": child}) + "\n")
+            _, status = os.waitpid(child, 0)
+            answers.write(json.dumps({"code": os.waitstatus_to_exitcode(status)}) + "\n")
 
 
-def end_child(order: Json, streams: list[int]) -> NoReturn:
+def end_child(order: Json) -> NoReturn:
     """Run the child to its end, without what Python does at the end of the server's own process."""
     code = 99
     try:
-        code = run_child(order, streams)
+        code = run_child(order)
     except BaseException:
         sys.excepthook(*sys.exc_info())
         sys.stderr.flush()
@@ -196,72 +145,12 @@ def end_child(order: Json, streams: list[int]) -> NoReturn:
 
 def import_all() -> None:
     """Import what the command imports, as it does."""
-    from ollama_prompt import flags, host, lean
+    from ollama_prompt import host, lean
 
     for name in IMPORTED:
         importlib.import_module(name)
     with lean.lean_imports(host.parse_host("127.0.0.1")):
         importlib.import_module("ollama_prompt.ollama")
-    flags.parse(["-p", "Hi"])  # compiles the regular expressions of argparse
-
-
-class Forked:
-    """A command that was forked, to be used like a `subprocess.Popen`."""
-
-    def __init__(self, argv: tuple[str, ...], told: int, stdout: IO[bytes] | None, stderr: IO[bytes] | None) -> None:
-        self.args = argv
-        self.stdout, self.stderr = stdout, stderr
-        self.returncode: int | None = None
-        self._told = open(told, "rb", buffering=0)  # noqa: SIM115
-        self.pid = self._number()
-
-    def _number(self) -> int:
-        data = self._told.read(NUMBER.size)
-        assert data, "the server ended"
-        number: int = NUMBER.unpack(data)[0]
-        return number
-
-    def wait(self, timeout: float | None = None) -> int:
-        """How it ended: its exit code, or minus the signal that killed it."""
-        if self.returncode is None:
-            if not select.select([self._told], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            self.returncode = self._number()
-            self._told.close()
-        return self.returncode
-
-    def poll(self) -> int | None:
-        """How it ended; None while it runs."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.wait(0)
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal, if it still runs."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """Kill it, if it still runs."""
-        self.send_signal(signal.SIGKILL)
-
-    def communicate(self, *, timeout: float | None = None) -> tuple[bytes, bytes]:
-        """What it printed, to the end."""
-        said: dict[str, bytes] = {}
-
-        def read(name: str, stream: IO[bytes]) -> None:
-            with stream:
-                said[name] = stream.read()
-
-        streams = {"stdout": self.stdout, "stderr": self.stderr}.items()
-        open_ = [named for named in streams if named[1] and not named[1].closed]
-        readers = [threading.Thread(target=read, args=named, daemon=True) for named in open_]
-        for reader in readers:
-            reader.start()
-        self.wait(timeout)
-        for reader in readers:
-            reader.join(timeout)
-        return said.get("stdout", b""), said.get("stderr", b"")
 
 
 class Warm:
@@ -269,82 +158,50 @@ class Warm:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._sending = threading.Lock()
-        self._socket, orders = socket.socketpair()
-        command = [sys.executable, "-W", "error", str(Path(__file__).resolve()), str(orders.fileno())]
-        with orders:
-            self._server = subprocess.Popen(command, pass_fds=[orders.fileno()])
-        self._last: Forked | None = None
+        command = [sys.executable, "-W", "error", str(Path(__file__).resolve())]
+        pipe = subprocess.PIPE
+        self._server = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1)
 
     def close(self) -> None:
         """End the server."""
-        self._socket.close()
-        self._server.wait(timeout=60)
-
-    def fork(
-        self,
-        *argv: str,
-        env: dict[str, str],
-        stdin: File = subprocess.DEVNULL,
-        stdout: File = subprocess.PIPE,
-        stderr: File = subprocess.PIPE,
-        **more: Any,
-    ) -> Forked:
-        """Start the command.
-
-        `gate` names a FIFO that holds it until there is a byte to read; `cwd` where it runs; `timeout` after how many
-        seconds it is killed.
-        """
-        told, telling = os.pipe()
-        ours = [os.pipe() if stream == subprocess.PIPE else None for stream in (stdout, stderr)]
-        with tempfile.TemporaryFile() as order, open(os.devnull, "rb") as nothing:
-            order.write(json.dumps({"argv": argv, "env": env, **more}).encode())
-            order.seek(0)
-            given = [nothing if stdin == subprocess.DEVNULL else stdin, stdout, stderr]
-            streams = [pipe[1] if pipe else number_of(file) for pipe, file in zip([None, *ours], given, strict=True)]
-            with self._sending:
-                socket.send_fds(self._socket, [b"!"], [order.fileno(), *streams, telling])
-        for end in (telling, *(pipe[1] for pipe in ours if pipe)):
-            os.close(end)
-        return Forked(argv, told, *(open(pipe[0], "rb") if pipe else None for pipe in ours))
-
-    def run(self, *argv: str, env: dict[str, str], **more: Any) -> tuple[int, bytes, bytes]:
-        """Run the command to its end: exit code (minus the signal that killed it), stdout, stderr."""
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            code = self.fork(*argv, env=env, stdout=out, stderr=err, **more).wait()
-            for file in (out, err):
-                file.seek(0)
-            return code, out.read(), err.read()
+        self._server.communicate(timeout=60)
 
     def start(self, *argv: str, env: dict[str, str], **more: Any) -> int:
-        """Start the command, the only one until `end`; its process id."""
-        with open(self.folder / "out", "wb") as out, open(self.folder / "err", "wb") as err:
-            self._last = self.fork(*argv, env=env, stdout=out, stderr=err, **more)
-        return self._last.pid
+        """Start the command; its process id.
+
+        `gate` names a FIFO that holds it until there is a byte to read; `in` a file for its stdin; `cwd` where it
+        runs; `timeout` after how many seconds it is killed.
+        """
+        for name in ("out", "err"):
+            (self.folder / name).write_bytes(b"")  # one that dies at once has printed nothing
+        paths = {"in": os.devnull, "out": str(self.folder / "out"), "err": str(self.folder / "err")}
+        assert self._server.stdin is not None
+        self._server.stdin.write(json.dumps({"argv": argv, "env": env, **paths, **more}) + "\n")
+        pid: int = self._answer()["pid"]
+        return pid
 
     def end(self) -> tuple[int, bytes, bytes]:
         """How it ended: exit code (minus the signal that killed it), stdout, stderr."""
-        assert self._last is not None
-        code = self._last.wait()
+        code: int = self._answer()["code"]
         return code, (self.folder / "out").read_bytes(), (self.folder / "err").read_bytes()
 
     def steps(self, *argv: str, env: dict[str, str]) -> list[str]:
         """The steps that the command takes."""
         path = self.folder / "steps"
-        code, _, error = self.run(*argv, env=env, steps=str(path))
+        self.start(*argv, env=env, steps=str(path))
+        code, _, error = self.end()
         assert code == 0, error
         found: list[str] = json.loads(path.read_text("utf-8"))
         return found
 
-
-def number_of(file: File) -> int:
-    """The number of an open file."""
-    return file if isinstance(file, int) else file.fileno()
+    def _answer(self) -> Json:
+        assert self._server.stdout is not None
+        line = self._server.stdout.readline()
+        assert line, "the server ended"
+        answer: Json = json.loads(line)
+        return answer
 
 
 if __name__ == "__main__":
     import_all()
-    gc.collect()
-    gc.freeze()  # a collection in a child would copy every page that has objects
-    with socket.socket(fileno=int(sys.argv[1])) as socket_:
-        Server(socket_).serve()
+    serve()
