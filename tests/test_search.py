@@ -540,9 +540,13 @@ def test_many_documents(indexer: Indexer, home: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(selection, "MANY_DOCUMENTS", newest)
     monkeypatch.setattr(selection, "NEWEST", newest)
     monkeypatch.setattr(selection, "MANY_TERMS", terms)
-    for number in range(1, 30):
+    paths = [
         keep(home, *(f"walrus{number} sea{at} pelican's" for at in range(3)), number=number, model=f"m{number % 2}")
+        for number in range(1, 30)
+    ]
     keep(home, *["the same time"] * 9, number=40)
+    for number, path in enumerate((paths[2], paths[20], paths[11])):  # not in the order in which they began
+        add(path, line(message(10**6 - number, "user", "walrus2 sea1 pelican's")))
     for sought in ("walrus", "walrus2", "walrus1 sea", "alrus2 sea2", "sea1", "pelican's", "e", "same"):
         for scope in (ANYWHERE, Scope(model="m1"), Scope(session_id=stores.new_id(12))):
             assert indexed(indexer, sought, scope) == scanned(indexer, sought, scope)
@@ -578,6 +582,32 @@ def test_many_words_and_many_updates(indexer: Indexer, home: Path, monkeypatch: 
         add(path, line(message(200 + number, "user", f"walrus{number} pelican" + "x" * 30 * (number % 2))))
         for sought in ("walrus", "walrus pelican", "alrus3", "ican"):
             assert indexed(indexer, sought) == scanned(indexer, sought)
+
+
+def current(indexer: Indexer, home: Path, entries: list[Any]) -> bool:
+    """Whether an index of the files as they are now is of these ones."""
+    path = str(home / "search.db")
+    search_index.update(path, indexer.catalogue.stamps(), str(home / "sessions"), lambda *_: None)
+    with search_index.opened(path) as index:
+        return index.is_current(entries)
+
+
+def test_an_index_of_young_files_is_not_current(indexer: Indexer, home: Path) -> None:
+    """They may change without showing it: the same stamps do not mean the same text."""
+    keep(home, "walrus")
+    entries = indexer.catalogue.stamps()
+    assert entries[0][1] == -1
+    assert not current(indexer, home, entries)
+
+
+@pytest.mark.usefixtures("late")
+def test_the_same_files_in_another_order_are_the_same(indexer: Indexer, home: Path) -> None:
+    for number in range(1, 4):
+        keep(home, "walrus", number=number)
+    entries = indexer.catalogue.stamps()
+    assert current(indexer, home, entries)
+    assert current(indexer, home, entries[::-1])
+    assert not current(indexer, home, entries[:-1])
 
 
 def test_several_at_once(home: Path) -> None:
