@@ -44,6 +44,8 @@ APPLICATION_ID = 0x6F6C7073  # "olps"
 SCHEMA_VERSION = 1
 MANY_WORDS = 20_000
 """A query's word that is inside of more words than this is looked for in the texts: it is in nearly all of them."""
+MANY_NEW = 1_000_000
+"""So many bytes of text FTS5 takes in at once: what it works with stays in the processor's cache."""
 MANY_BYTES = 1_000_000
 """After so many bytes of text the vocabulary is read from FTS5; before, it is made of the texts."""
 PARTS = 50
@@ -131,6 +133,9 @@ class SearchIndex:
         self._database = database
         self._words: set[str] = set()
         self._bytes = 0
+        self._last = 0
+        self._new: list[tuple[int, int, int, str, str, int, str]] = []
+        self._new_bytes = 0
 
     def is_current(self, entries: list[Entry]) -> bool:
         """Whether it is of these files, as they are now (`Catalogue.stamps`).
@@ -162,6 +167,7 @@ class SearchIndex:
         if known.keys() - files.keys():
             raise Doubt
         changed = [path for path, stamp in files.items() if known.get(path) != stamp]
+        (self._last,) = self._one("SELECT ifnull(max(document), 0) FROM documents") or (0,)
         for number, path in enumerate(changed):
             progress(number, len(changed))
             try:
@@ -169,6 +175,7 @@ class SearchIndex:
             except FileNotFoundError:  # removed since it was listed
                 if path in known:
                     raise Doubt from None
+        self._insert_new()
         shown, stored = self._one("SELECT count(offset), count(*) FROM documents") or (0, 0)
         if stored > 2 * shown + 100:
             raise Doubt
@@ -209,17 +216,27 @@ class SearchIndex:
         self._hide(there.values())
 
     def _insert(self, file: int, offset: int, field: str, at: str, text: str) -> None:
-        inserted = self._database.execute(
-            "INSERT INTO documents (file, offset, field, at, crc) VALUES (?, ?, ?, ?, ?)",
-            (file, offset, field, at, zlib.crc32(text.encode())),
-        )
+        crc = zlib.crc32(text.encode())
         text = separate(text)
         if len(text) > _LONGEST // 4:  # a character may take four bytes
             text = _in_parts(text)
-        self._database.execute("INSERT INTO postings (rowid, text) VALUES (?, ?)", (inserted.lastrowid, text))
         self._bytes += len(text)
         if self._bytes <= MANY_BYTES:
             self._words.update(_WORD.findall(text))
+        self._last += 1
+        self._new.append((self._last, file, offset, field, at, crc, text))
+        self._new_bytes += len(text)
+        if self._new_bytes > MANY_NEW:
+            self._insert_new()
+
+    def _insert_new(self) -> None:
+        self._database.executemany(
+            "INSERT INTO documents (document, file, offset, field, at, crc) VALUES (?, ?, ?, ?, ?, ?)",
+            (new[:-1] for new in self._new),
+        )
+        texts = ((new[0], new[-1]) for new in self._new)
+        self._database.executemany("INSERT INTO postings (rowid, text) VALUES (?, ?)", texts)
+        self._new, self._new_bytes = [], 0
 
     def _hide(self, documents: Iterable[int]) -> None:
         self._database.executemany(
