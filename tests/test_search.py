@@ -540,6 +540,7 @@ def test_many_documents(indexer: Indexer, home: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(selection, "MANY_DOCUMENTS", newest)
     monkeypatch.setattr(selection, "NEWEST", newest)
     monkeypatch.setattr(selection, "MANY_TERMS", terms)
+    monkeypatch.setattr(search_index, "MANY_NEW", 1_000)
     paths = [
         keep(home, *(f"walrus{number} sea{at} pelican's" for at in range(3)), number=number, model=f"m{number % 2}")
         for number in range(1, 30)
