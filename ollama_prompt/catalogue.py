@@ -10,12 +10,13 @@ the files alone.
 from __future__ import annotations
 
 import os
+import struct
 from contextlib import contextmanager, suppress
 from stat import S_ISDIR, S_ISREG
 
 from ollama_prompt import clock
 from ollama_prompt.errors import SessionBusy, StoreError, StoreUnreadable, StoreWriteFailed
-from ollama_prompt.index import BUSY_SECONDS, Index, IndexUnusable, Row, can_keep, is_young, read_time_ns
+from ollama_prompt.index import BUSY_SECONDS, YOUNG, Index, IndexUnusable, Row, can_keep, is_young, packed, read_time_ns
 from ollama_prompt.layout import LARGEST, SUFFIX, Layout
 
 TYPE_CHECKING = False
@@ -147,9 +148,9 @@ class Catalogue:
         except IndexUnusable as error:
             return "stale" if state == "old" or error.state == "busy" else error.state
         fresh = {row.path: row.entry(self._folder) for row in rows if can_keep(row.path)}
-        # A size of -1 says that the file was read young, which makes no row wrong.
+        # That the file was read young makes no row wrong.
         same = known.keys() == fresh.keys() and all(
-            entry[2:] == fresh[path][2:] and entry[1] in {-1, fresh[path][1]} for path, entry in known.items()
+            line == fresh[path][2] and stamp in {YOUNG, fresh[path][1]} for path, stamp, line in known.values()
         )
         return "ok" if same else "stale"
 
@@ -207,19 +208,18 @@ class Catalogue:
         """(Those of these files that have another stamp, whether all are there)."""
         changed: list[str] = []
         are_there = True
+        look, pack, largest = os.stat, packed, LARGEST  # found once, not in each round
         with self._opened() as (start, folder):
-            for path, size, mtime_ns, ctime_ns, inode, _ in known:
+            for path, stamp, _ in known:
                 try:
-                    status = os.stat(start + path, dir_fd=folder, follow_symlinks=False)
+                    status = look(start + path, dir_fd=folder, follow_symlinks=False)
+                    now = pack(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & largest)
                 except (FileNotFoundError, NotADirectoryError):
                     are_there = False
                     continue
-                if (
-                    mtime_ns != status.st_mtime_ns
-                    or size != status.st_size
-                    or ctime_ns != status.st_ctime_ns
-                    or inode != status.st_ino & LARGEST
-                ):
+                except struct.error:  # a time of another century
+                    now = _packed_with_limits(status)
+                if stamp != now:
                     if S_ISREG(status.st_mode):
                         changed.append(path)
                     else:
@@ -348,6 +348,12 @@ def _one_each(rows: list[Row]) -> list[Row]:
         best.setdefault(row.session_id, row)
     by_path = sorted(best.values(), key=lambda row: row.path)  # the order of the index where uses are equal
     return sorted(by_path, key=lambda row: (row.last_used, row.last_id), reverse=True)
+
+
+def _packed_with_limits(status: os.stat_result) -> bytes:
+    from ollama_prompt.session_file import stamp_of
+
+    return packed(*stamp_of(status))
 
 
 def _must_keep(paths: list[str]) -> None:

@@ -24,6 +24,7 @@ from ollama_prompt import session_file
 from ollama_prompt.catalogue import id_of
 from ollama_prompt.documents import Documents
 from ollama_prompt.folding import separate
+from ollama_prompt.index import YOUNG, packed
 from ollama_prompt.query import LONGEST_PIECE
 from ollama_prompt.selection import Selection
 
@@ -36,12 +37,12 @@ if TYPE_CHECKING:
     from ollama_prompt.query import Piece, Scope, Word
     from ollama_prompt.selection import Found
 
-    Files = dict[str, tuple[int, int, int, int]]
-    """Path below `sessions` → the file's stamp; its size is -1 if it may have changed without showing it."""
+    Files = dict[str, bytes | None]
+    """Path below `sessions` → the file's stamp; `YOUNG` if it may have changed without showing it."""
     Progress = Callable[[int, int], None]
 
 APPLICATION_ID = 0x6F6C7073  # "olps"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANY_WORDS = 20_000
 """A query's word that is inside of more words than this is looked for in the texts: it is in nearly all of them."""
 MANY_NEW = 1_000_000
@@ -57,7 +58,7 @@ _LONGEST = 32_000
 _SCHEMA = f"""
 CREATE TABLE files (
   file INTEGER PRIMARY KEY, path TEXT UNIQUE, session_id TEXT, model TEXT,
-  size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER, end INTEGER, crc INTEGER
+  stamp BLOB, end INTEGER, crc INTEGER
 );
 CREATE TABLE documents (document INTEGER PRIMARY KEY, file INTEGER, offset INTEGER, field TEXT, at TEXT, crc INTEGER);
 CREATE INDEX by_file ON documents (file);
@@ -70,7 +71,6 @@ INSERT INTO postings (postings, rank) VALUES ('hashsize', 33554432);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
-_STAMPS = "SELECT path, size, mtime_ns, ctime_ns, inode"
 _WORD = re.compile(r"[^\0-/:-`{-\x7f]+")
 
 
@@ -145,14 +145,14 @@ class SearchIndex:
         return self._one("SELECT entries FROM listed") == (marshal.dumps(entries, 2),) or self._is_of(entries)
 
     def _is_of(self, entries: list[Entry]) -> bool:
-        return set(self._database.execute(f"{_STAMPS}, NULL FROM files")) == set(entries)
+        return set(self._database.execute("SELECT path, stamp, NULL FROM files")) == set(entries)
 
     def has(self, session_id: str) -> bool:
         """Whether it knows a session."""
         return self._one("SELECT 1 FROM files WHERE session_id = ?", session_id) is not None
 
     def _stamps(self) -> Files:
-        return {path: (size, *rest) for path, size, *rest in self._database.execute(f"{_STAMPS} FROM files")}
+        return dict(self._database.execute("SELECT path, stamp FROM files"))
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
         found: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
@@ -162,7 +162,7 @@ class SearchIndex:
 
     def update(self, entries: list[Entry], root: str, progress: Progress) -> None:
         """Take in what changed. Raises `Doubt`."""
-        files: Files = {entry[0]: entry[1:5] for entry in entries}
+        files: Files = {path: stamp for path, stamp, _ in entries}
         known = self._stamps()
         if known.keys() - files.keys():
             raise Doubt
@@ -171,7 +171,7 @@ class SearchIndex:
         for number, path in enumerate(changed):
             progress(number, len(changed))
             try:
-                self._take(path, os.path.join(root, *path.split("/")), is_young=files[path][0] < 0)
+                self._take(path, os.path.join(root, *path.split("/")), files[path] == YOUNG)
             except FileNotFoundError:  # removed since it was listed
                 if path in known:
                     raise Doubt from None
@@ -196,10 +196,9 @@ class SearchIndex:
             self._hide(row[0] for row in known)
             known = []
         self._add(file, found, known)
-        size = -2 if is_young else stamp[0]  # read again when it is not young any more
-        read = (found.model, size, *stamp[1:], found.end, zlib.crc32(memoryview(data)[: found.end]))
-        columns = "model = ?, size = ?, mtime_ns = ?, ctime_ns = ?, inode = ?, end = ?, crc = ?"
-        self._database.execute(f"UPDATE files SET {columns} WHERE file = ?", (*read, file))
+        known_stamp = None if is_young else packed(*stamp)  # None: read again
+        read = (found.model, known_stamp, found.end, zlib.crc32(memoryview(data)[: found.end]))
+        self._database.execute("UPDATE files SET model = ?, stamp = ?, end = ?, crc = ? WHERE file = ?", (*read, file))
 
     def _file(self, path: str) -> tuple[int, int, int]:
         """Its number, and what of it was read: how many bytes, with which CRC-32."""

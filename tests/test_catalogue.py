@@ -161,8 +161,7 @@ def forge(home: Path, path: Path, **differences: int) -> None:
     assert stamp
     names = ("size", "mtime_ns", "ctime_ns", "inode")
     values = [value + differences.get(name, 0) for name, value in zip(names, stamp, strict=True)]
-    assignments = ", ".join(f"{name} = ?" for name in names)
-    sql(home, f"UPDATE files SET {assignments} WHERE path LIKE ?", *values, f"%{path.name}")
+    sql(home, "UPDATE files SET stamp = ? WHERE path LIKE ?", index_module.packed(*values), f"%{path.name}")
 
 
 # --- When a file is read ---------------------------------------------------------------------------
@@ -709,7 +708,7 @@ def test_a_turn_that_ends_while_its_file_is_read_keeps_its_row(
 
     monkeypatch.setattr(session_file, "read", read)
     assert store.listing()[0]["message_count"] == 3
-    assert sql(home, "SELECT size FROM files") == [(path.stat().st_size,)]
+    assert sql(home, "SELECT stamp FROM files") == [(index_module.packed(*session_file.stamp_at(str(path))),)]
 
 
 # --- Building it again -----------------------------------------------------------------------------

@@ -76,7 +76,7 @@ UNDER_COVER = {
         "attachments",
         "repair",
     },
-    "index": {"indexer", "checkup", "catalogue", "held_session"},
+    "index": {"indexer", "checkup", "catalogue", "held_session", "search_index"},
     "locks": {"indexer"},
     "importing": {"indexer"},
     "search": {"indexer"},

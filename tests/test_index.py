@@ -22,6 +22,7 @@ from ollama_prompt.index import (
     CROWD,
     SCHEMA_VERSION,
     TICK_NS,
+    YOUNG,
     Index,
     IndexUnusable,
     Row,
@@ -168,10 +169,10 @@ def test_paths_have_the_separators_of_the_platform(monkeypatch: pytest.MonkeyPat
     assert json.loads(f'"{path_json("2026-09/x.jsonl")}"') == "2026-09\\x.jsonl"
 
 
-def test_a_young_row_is_listed_without_a_size(index: Index) -> None:
+def test_a_young_row_is_listed_without_a_stamp(index: Index) -> None:
     index.put(row(5, young=True))
     (entry,) = index.entries("")
-    assert entry[1:5] == (-1, *row(5).stamp[1:])
+    assert entry[1] == YOUNG
     assert entry == row(5, young=True).entry("")
     assert_holds(index, row(5, young=True))
 

@@ -17,6 +17,7 @@ from stores import add, header, line, message, replace
 from ollama_prompt import query, records, removal, search, search_index, selection
 from ollama_prompt.errors import SessionNotFound, UsageError
 from ollama_prompt.folding import fold, separate
+from ollama_prompt.index import YOUNG
 from ollama_prompt.indexer import Indexer
 from ollama_prompt.layout import Layout
 from ollama_prompt.query import Scope
@@ -597,7 +598,7 @@ def test_an_index_of_young_files_is_not_current(indexer: Indexer, home: Path) ->
     """They may change without showing it: the same stamps do not mean the same text."""
     keep(home, "walrus")
     entries = indexer.catalogue.stamps()
-    assert entries[0][1] == -1
+    assert entries[0][1] == YOUNG
     assert not current(indexer, home, entries)
 
 
