@@ -166,7 +166,7 @@ def continue_session(
 def list_sessions(limit: int | None = None) -> list[Session]:
     """Every session, newest use first; the first `limit` of them if that is given."""
     given = [] if limit is None else [f"--limit={limit}"]
-    lines, _ = commands.list_sessions(_indexer(), flags.parse(["--list-sessions", *given]).limit)
+    lines, _ = _indexer().listing(flags.parse(["--list-sessions", *given]).limit)
     return [Session(**_listed(json.loads(line))) for line in lines]
 
 

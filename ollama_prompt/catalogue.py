@@ -23,12 +23,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
-    from typing import Any
+    from typing import Any, TypeVar
 
-    from ollama_prompt.index import Entry
+    from ollama_prompt.index import Stamps
     from ollama_prompt.session_file import Reading
 
     Lock = Callable[[float], AbstractContextManager[None]]
+    T = TypeVar("T")
 
 FOREIGN_HINT = "move it away, or let OLLAMA_PROMPT_DB_PATH name another place for the index"
 UNREADABLE_HINT = "give yourself permission, or let OLLAMA_PROMPT_DB_PATH name another place for the index"
@@ -57,24 +58,37 @@ class Catalogue:
         self.is_silent = False
         """Whether somebody else says what is wrong with the index."""
 
-    def listing(self) -> list[bytes]:
-        """Every session once, as its line of the listing in JSON, newest use first."""
-        return [entry[-1] for entry in self._entries(self._folder)]
+    def listing(self, limit: int | None = None) -> tuple[list[bytes], int]:
+        """Every session once, or the first ones, as lines of the listing in JSON, newest use first; how many all are."""
 
-    def stamps(self) -> list[Entry]:
+        def read(stamps: Stamps) -> tuple[list[bytes], int] | None:
+            if self.index.has_copies():
+                return None
+            lines = self.index.lines(self._folder, limit)  # other processes may have written more since
+            return lines, len(lines) if limit is None else len(stamps)
+
+        rows = self._from_index_or_rows(read)
+        if isinstance(rows, tuple):
+            return rows
+        rows = _one_each(rows)
+        return [row.line(self._folder) for row in rows[:limit]], len(rows)
+
+    def stamps(self) -> Stamps:
         """Every session once: its file and that one's stamp, in no order."""
-        return self._entries(None)
+        rows = self._from_index_or_rows(lambda stamps: None if self.index.has_copies() else stamps)
+        return rows if isinstance(rows, dict) else {row.path: row.stamp_or_young for row in _one_each(rows)}
 
-    def _entries(self, folder: str | None) -> list[Entry]:
+    def _from_index_or_rows(self, read: Callable[[Stamps], T | None]) -> T | list[Row]:
+        """What is read of the index, once it agrees with the files; where that is None, the row of every file."""
         try:
-            entries = self._refreshed(folder)
-            if len({entry[0][-_NAME_LENGTH:] for entry in entries}) == len(entries):
-                return entries
-            rows = self.index.rows()
+            found = self._agreed(read)
+            return self._agreed(lambda _: self.index.rows()) if found is None else found
         except IndexUnusable as error:
-            rows = self._in_memory(error)
-        entries = [row.entry(folder or "") for row in _one_each(rows)]
-        return [(*entry[:-1], None) for entry in entries] if folder is None else entries
+            return self._in_memory(error)
+
+    def _rows(self) -> list[Row]:
+        """The row of every file, in no order."""
+        return self._from_index_or_rows(lambda _: self.index.rows())
 
     def at(self, paths: Iterable[str]) -> dict[str, Row]:
         """The rows of these files, as far as they can be read."""
@@ -94,14 +108,6 @@ class Catalogue:
         for row in rows:
             paths.setdefault(row.session_id, []).append(self.layout.absolute(row.path))
         return [(row, paths[row.session_id]) for row in _one_each(rows)]
-
-    def _rows(self) -> list[Row]:
-        """The row of every file, in no order."""
-        try:
-            self._refreshed(None)
-            return self.index.rows()
-        except IndexUnusable as error:
-            return self._in_memory(error)
 
     def images(self) -> set[str] | None:
         """The SHA-256 of every picture that any file names; None where a file cannot be read."""
@@ -144,15 +150,16 @@ class Catalogue:
         if state not in {"ok", "old"}:
             return "stale" if state == "unreadable" else state
         try:
-            known = {entry[0]: entry for entry in self.index.entries(self._folder)}
+            known, lines = self.index.stamps(), self.index.lines(self._folder)
         except IndexUnusable as error:
             return "stale" if state == "old" or error.state == "busy" else error.state
-        fresh = {row.path: row.entry(self._folder) for row in rows if can_keep(row.path)}
+        fresh = {row.path: row for row in rows if can_keep(row.path)}
+        are_listed = sorted(lines) == sorted(row.line(self._folder) for row in fresh.values())
         # That the file was read young makes no row wrong.
-        same = known.keys() == fresh.keys() and all(
-            line == fresh[path][2] and stamp in {YOUNG, fresh[path][1]} for path, stamp, line in known.values()
+        are_known = known.keys() == fresh.keys() and all(
+            stamp in {YOUNG, packed(*fresh[path].stamp)} for path, stamp in known.items()
         )
-        return "ok" if same else "stale"
+        return "ok" if are_listed and are_known else "stale"
 
     def warn(self, unusable: IndexUnusable) -> None:
         """Say, once, that the index will stay unusable until somebody does something about it."""
@@ -172,9 +179,9 @@ class Catalogue:
 
     def files(self) -> list[str]:
         """Every session file, relative to `sessions`, with /. Raises `StoreUnreadable`."""
-        return self.differences([])[0]
+        return self.differences({})[0]
 
-    def differences(self, known: list[Entry]) -> tuple[list[str], list[str]]:
+    def differences(self, known: Stamps) -> tuple[list[str], list[str]]:
         """(Files to be read: new, changed or last read young; paths in `known` whose file is gone).
 
         Raises `StoreUnreadable`.
@@ -185,32 +192,30 @@ class Catalogue:
             where = error.filename or self.layout.sessions
             raise StoreUnreadable(f"cannot read {where}: {error.strerror or error}") from error
 
-    def _compare(self, known: list[Entry]) -> tuple[list[str], list[str]]:
+    def _compare(self, known: Stamps) -> tuple[list[str], list[str]]:
         """The loops that every listing runs for every session: they do nothing but look."""
-        paths = {entry[0] for entry in known}
         found = 0
         stale: list[str] = []
         folders = [("", self.layout.sessions)]
         for prefix, folder, names in self._read_folders(folders):
-            for name in names:
-                if prefix + name in paths:
-                    found += 1
-                else:
-                    _sort_out(prefix + name, os.path.join(folder, name), stale, folders)
+            new = [name for name in names if prefix + name not in known]
+            found += len(names) - len(new)
+            for name in new:
+                _sort_out(prefix + name, os.path.join(folder, name), stale, folders)
         changed, are_there = self._look_at(known)
         # A file can be there and not be found: behind a link that has taken the place of a folder.
         if are_there and found == len(known):
             return stale + changed, []
-        gone = set(self._gone(paths))
+        gone = set(self._gone(known))
         return stale + [path for path in changed if path not in gone], list(gone)
 
-    def _look_at(self, known: list[Entry]) -> tuple[list[str], bool]:
+    def _look_at(self, known: Stamps) -> tuple[list[str], bool]:
         """(Those of these files that have another stamp, whether all are there)."""
         changed: list[str] = []
         are_there = True
         look, pack, largest = os.stat, packed, LARGEST  # found once, not in each round
         with self._opened() as (start, folder):
-            for path, stamp, _ in known:
+            for path, stamp in known.items():
                 try:
                     status = look(start + path, dir_fd=folder, follow_symlinks=False)
                     now = pack(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & largest)
@@ -287,20 +292,30 @@ class Catalogue:
 
     # --- Refreshing ----------------------------------------------------------------------------
 
-    def _refreshed(self, folder: str | None) -> list[Entry]:
-        """`Index.entries`, once they agree with the files. Raises `IndexUnusable` if they cannot be made to."""
+    def _agreed(self, read: Callable[[Stamps], T]) -> T:
+        """What is read of the index, once it agrees with the files. Raises `IndexUnusable` if it cannot be made to."""
         try:
-            entries = self.index.entries(folder)
+            return read(self._refreshed())
+        except IndexUnusable as error:
+            if error.state != "corrupt":
+                raise
+        self._change_locked(self._rebuild)
+        return read(self.index.stamps())
+
+    def _refreshed(self) -> Stamps:
+        """`Index.stamps`, of the files as they are. Raises `IndexUnusable`."""
+        try:
+            known = self.index.stamps()
         except IndexUnusable as error:
             # Without files there is nothing to make an index for: listing an empty store leaves no trace.
-            if error.state != "corrupt" and (error.state != "missing" or not self.files()):
+            if error.state != "missing" or not self.files():
                 raise
             self._change_locked(self._rebuild)
-            return self.index.entries(folder)
-        if not any(self.differences(entries)):
-            return entries
+            return self.index.stamps()
+        if not any(self.differences(known)):
+            return known
         self._change_locked(self._refresh)
-        return self.index.entries(folder)
+        return self.index.stamps()
 
     def _change_locked(self, change: Callable[[], None]) -> None:
         try:
@@ -317,7 +332,7 @@ class Catalogue:
 
     def _refresh(self) -> None:
         """Tell the index what has changed; what another process read while we waited need not be read again."""
-        stale, gone = self.differences(self.index.entries(None))
+        stale, gone = self.differences(self.index.stamps())
         try:
             known = self.index.at([*stale, *gone])
             rows = self._read_files(stale, known)
@@ -335,7 +350,7 @@ class Catalogue:
         known: dict[str, Row] = {}
         with suppress(IndexUnusable):
             known = {row.path: row for row in self.index.rows(wait=False)}
-        stale, gone = self.differences([row.entry(self._folder) for row in known.values()])
+        stale, gone = self.differences({path: row.stamp_or_young for path, row in known.items()})
         wrong = {*stale, *gone}
         return [*(row for path, row in known.items() if path not in wrong), *self._read_files(stale, known)]
 

@@ -181,20 +181,21 @@ def _refuse_terminal_as_prompt(flags: Namespace) -> None:
 
 
 def _list_sessions(indexer: Indexer, flags: Namespace) -> int:
-    from ollama_prompt import commands, render
+    from ollama_prompt import render
 
     if _is_rich(flags):
+        from ollama_prompt import commands
         from ollama_prompt.terminal import show_listing
 
         show_listing(*commands.list_with_windows(indexer, flags.limit))
         return 0
-    lines, total = commands.list_sessions(indexer, flags.limit)
+    lines, total = indexer.listing(flags.limit)
     if flags.output == "text":
         console.write(render.listing_as_text(lines))
     elif flags.output == "ndjson":
         console.write(render.listing_as_line(lines, total))
     else:
-        console.write_bytes(render.listing_as_json(lines, total))
+        console.write_parts(render.listing_as_json(lines, total))
     return 0
 
 

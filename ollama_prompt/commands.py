@@ -82,19 +82,13 @@ class KeptModel:
             self._loaded.free()
 
 
-def list_sessions(indexer: Indexer, limit: int | None) -> tuple[list[bytes], int]:
-    """Every session, newest use first, as its line of the listing in JSON; and how many there are without `limit`."""
-    lines = indexer.sessions()
-    return lines[:limit], len(lines)
-
-
 def list_with_windows(indexer: Indexer, limit: int | None) -> tuple[list[dict[str, Any]], int]:
     """The listing as values, each with `max_context_tokens` too; and how many there are without `limit`."""
     import json
 
     from ollama_prompt.config import DEFAULT_MAX_CONTEXT_TOKENS
 
-    lines, total = list_sessions(indexer, limit)
+    lines, total = indexer.listing(limit)
     sessions = [json.loads(line) for line in lines]
     limits = indexer.window_limits(session["path"] for session in sessions)
     for session in sessions:

@@ -19,7 +19,7 @@ from ollama_prompt.errors import OutputClosed, OutputFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any, TextIO
 
     from ollama_prompt.progress import ProgressBar
@@ -57,11 +57,12 @@ def write(text: str) -> None:
         sys.stdout.flush()
 
 
-def write_bytes(data: bytes) -> None:
+def write_parts(parts: Iterable[bytes]) -> None:
     """Write UTF-8 to stdout, now. Raises `OutputClosed` or `OutputFailed`."""
     clear()
     with translated():
-        sys.stdout.buffer.write(data)
+        for part in parts:
+            sys.stdout.buffer.write(part)
         sys.stdout.flush()
 
 

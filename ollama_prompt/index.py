@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from ollama_prompt.session_file import Reading, Stamp
 
-    Entry = tuple[Any, ...]
-    """Path, stamp as bytes (`YOUNG`: read it again), line of the listing or None."""
+    Stamps = dict[str, bytes]
+    """Path below `sessions`, with / → the file's stamp as bytes; `YOUNG` if it is to be read again."""
 
 APPLICATION_ID = 0x6F6C7072  # "olpr"
 SCHEMA_VERSION = 3
@@ -63,21 +63,21 @@ CREATE TABLE files (
   record_count INTEGER, listed TEXT, path_json TEXT,
   PRIMARY KEY (last_used DESC, last_id DESC, path)
 ) WITHOUT ROWID;
-CREATE UNIQUE INDEX by_path ON files (path);
+CREATE INDEX by_path ON files (path, stamp, young);
 CREATE INDEX by_session ON files (session_id);
 CREATE TABLE readings (path TEXT PRIMARY KEY, saved TEXT) WITHOUT ROWID;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
-"""`files` is kept in the order in which it is listed, so that listing is one scan without sorting, and
-without what only a later reading needs."""
+"""`files` is kept in the order in which it is listed, so that listing is one scan without sorting, and without what
+only a later reading needs. Stamps are read from `by_path` alone."""
 
-_ENTRIES = """
-SELECT path, CASE WHEN young THEN x'' ELSE stamp END, CAST(listed || ? || path_json || '"}' AS BLOB)
-FROM files ORDER BY last_used DESC, last_id DESC
+_LINES = """
+SELECT CAST(listed || ? || path_json || '"}' AS BLOB) FROM files ORDER BY last_used DESC, last_id DESC LIMIT ?
 """
-_STAMPS = "SELECT path, CASE WHEN young THEN x'' ELSE stamp END, NULL FROM files"
-_ROWS = "SELECT files.*, saved FROM files JOIN readings USING (path)"
+_STAMPS = "SELECT path, CASE WHEN young THEN x'' ELSE stamp END FROM files"
+_COPIES = "SELECT count(*) > count(DISTINCT session_id) FROM files"
+_ROWS = "SELECT files.*, saved FROM files LEFT JOIN readings USING (path)"
 
 
 class IndexUnusable(Exception):
@@ -120,10 +120,14 @@ class Row:
         row.saved = summary.saved() | {"end": reading.end, "crc": reading.crc}
         return row
 
-    def entry(self, folder: str) -> Entry:
-        """As `Index.entries` gives it."""
-        line = self.listed + path_json(folder) + path_json(self.path) + '"}'
-        return (self.path, YOUNG if self.young else packed(*self.stamp), line.encode())
+    @property
+    def stamp_or_young(self) -> bytes:
+        """As `Index.stamps` gives it."""
+        return YOUNG if self.young else packed(*self.stamp)
+
+    def line(self, folder: str) -> bytes:
+        """As `Index.lines` gives it."""
+        return f'{self.listed}{path_json(folder)}{path_json(self.path)}"}}'.encode()
 
     @property
     def title(self) -> str | None:
@@ -193,16 +197,30 @@ class Index:
             return "foreign"
         return "ok" if int.from_bytes(head[60:64], "big") == SCHEMA_VERSION else "old"
 
-    def entries(self, folder: str | None) -> list[Entry]:
-        """All rows as they are listed, newest use first; with None the stamps only, in no order.
+    def stamps(self) -> Stamps:
+        """All files, in no order. Raises `IndexUnusable`."""
+        with self._reading() as database:
+            stamps = dict(database.execute(_STAMPS).fetchall())
+            if None in stamps:
+                raise ValueError("a path in a page that was cut")
+            return stamps
 
-        `folder` goes before the paths. Plain tuples of few values: making them is most of what a long
-        listing costs. Raises `IndexUnusable`.
+    def lines(self, folder: str, limit: int | None = None) -> list[bytes]:
+        """All rows, or the first, as they are listed, newest use first; `folder` goes before the paths.
+
+        Raises `IndexUnusable`.
         """
         with self._reading() as database:
-            if folder is None:
-                return database.execute(_STAMPS).fetchall()
-            return database.execute(_ENTRIES, (path_json(folder),)).fetchall()
+            found = database.execute(_LINES, (path_json(folder), -1 if limit is None else limit))
+            lines = [line for (line,) in found]
+            if None in lines:
+                raise ValueError("a line in a page that was cut")
+            return lines
+
+    def has_copies(self) -> bool:
+        """Whether a session lies in several files. Raises `IndexUnusable`."""
+        with self._reading() as database:
+            return bool(database.execute(_COPIES).fetchone()[0])
 
     def rows(self, wait: bool = True) -> list[Row]:
         """All rows; with `wait` False only if they can be had at once. Raises `IndexUnusable`."""
@@ -372,9 +390,10 @@ def _insert(database: sqlite3.Connection, rows: list[Row]) -> None:
     import json
 
     rows = [row for row in rows if can_keep(row.path)]
+    _delete(database, [(row.path,) for row in rows])
     saved = ((row.path, json.dumps(row.saved, ensure_ascii=False, separators=(",", ":"))) for row in rows)
-    database.executemany(f"INSERT OR REPLACE INTO files VALUES ({', '.join('?' * 9)})", (row.values() for row in rows))
-    database.executemany("INSERT OR REPLACE INTO readings VALUES (?, ?)", saved)
+    database.executemany(f"INSERT INTO files VALUES ({', '.join('?' * 9)})", (row.values() for row in rows))
+    database.executemany("INSERT INTO readings VALUES (?, ?)", saved)
 
 
 def _delete(database: sqlite3.Connection, paths: list[tuple[str]]) -> None:

@@ -114,7 +114,7 @@ class Indexer:
         """
         import json
 
-        lines = self.sessions()
+        lines, _ = self.listing(1)
         newest = json.loads(lines[0]) if lines else None
         for path in map(self.layout.absolute, self.catalogue.unread):
             if newest is None or _modified_ns(path) > _modified_ns(newest["path"]):
@@ -283,10 +283,14 @@ class Indexer:
 
     def sessions(self) -> list[bytes]:
         """Every session as its line of the listing in JSON, newest use first."""
-        lines = self.catalogue.listing()
-        if not lines and _is_1x_there():
+        return self.listing(None)[0]
+
+    def listing(self, limit: int | None) -> tuple[list[bytes], int]:
+        """So many sessions as their lines of the listing in JSON, newest use first; and how many there are."""
+        lines, total = self.catalogue.listing(limit)
+        if not total and _is_1x_there():
             self.note("there are conversations of ollama-prompt 1.x: --import brings them along")
-        return lines
+        return lines, total
 
     def window_limits(self, paths: Iterable[str]) -> dict[str, int]:
         """How many tokens of the conversations in these files may be sent, where they say it."""

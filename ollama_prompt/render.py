@@ -11,7 +11,7 @@ import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from ollama_prompt.errors import OllamaPromptError
@@ -21,6 +21,8 @@ _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\
 
 _UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
 _UNESCAPED_UTF_8 = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
+PART = 256
+"""Sessions of a listing that are written at once."""
 
 
 def as_json(data: dict[str, Any]) -> str:
@@ -46,19 +48,17 @@ def escaped(json_: str) -> str:
     return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json_)
 
 
-def listing_as_json(lines: list[bytes], total: int) -> bytes:
-    """The listing, one session a line; in UTF-8, as the index has it."""
-    start, end = b'{"sessions": [', b'],\n"total": %d}\n' % total
-    if not lines:
-        return start + end
-    # One join of everything: a long listing has megabytes, and each copy of them costs.
-    pieces = lines.copy()
-    pieces[0] = start + b"\n" + pieces[0]
-    pieces[-1] += b"\n" + end
-    listing = b",\n".join(pieces)
-    if b"\x7f" not in listing and b"\xc2" not in listing:  # the search below takes as long as all else
-        return listing
-    return _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % found[0][-1], listing)
+def listing_as_json(lines: list[bytes], total: int) -> Iterator[bytes]:
+    """The listing, one session a line; in UTF-8, as the index has it. In parts, so that memory is used again."""
+    yield b'{"sessions": ['
+    before = b"\n"
+    for start in range(0, len(lines), PART):
+        part = before + b",\n".join(lines[start : start + PART])
+        before = b",\n"
+        if b"\x7f" in part or b"\xc2" in part:  # this takes as long as all else
+            part = _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % found[0][-1], part)
+        yield part
+    yield b'%s],\n"total": %d}\n' % (b"\n" if lines else b"", total)
 
 
 def listing_as_line(lines: list[bytes], total: int) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from ollama_prompt.index import Entry
+    from ollama_prompt.index import Stamps
     from ollama_prompt.indexer import Indexer
     from ollama_prompt.query import Scope, Word
     from ollama_prompt.records import Record
@@ -50,38 +50,36 @@ def search(
         raise UsageError("there is nothing to search for", hint='ollama-prompt --search "some words"')
     if scope.session_id is not None:
         indexer.find(scope.session_id)
-    entries = indexer.catalogue.stamps()
-    found, total = _matching(indexer, words, scope, entries, limit, best_first) if entries else ([], 0)
+    stamps = indexer.catalogue.stamps()
+    found, total = _matching(indexer, words, scope, stamps, limit, best_first) if stamps else ([], 0)
     rows = indexer.catalogue.at({each[0] for each in found})
     matches = [_match(indexer, each, words, rows[each[0]].title) for each in found if each[0] in rows]
     return [match for match in matches if match], total
 
 
 def _matching(
-    indexer: Indexer, words: list[Word], scope: Scope, entries: list[Entry], limit: int | None, best_first: bool
+    indexer: Indexer, words: list[Word], scope: Scope, stamps: Stamps, limit: int | None, best_first: bool
 ) -> tuple[list[Found], int]:
     """What is shown of all that match, and how many these are."""
     try:
-        is_exact, found, total = _from_index(
-            indexer, entries, lambda index: index.find(words, scope, limit, best_first)
-        )
+        is_exact, found, total = _from_index(indexer, stamps, lambda index: index.find(words, scope, limit, best_first))
         if is_exact:
             return found, total
         matching = list(_looked_up(indexer, words, found))
     except (SearchIndexUnusable, OSError, StoreError):
-        matching = list(_scan(indexer, words, scope, entries))
+        matching = list(_scan(indexer, words, scope, stamps))
     matching.sort(key=lambda each: (each[5] if best_first else 0, each[4], *each[1:4]), reverse=True)
     return matching[:limit], len(matching)
 
 
-def _from_index(indexer: Indexer, entries: list[Entry], find: Callable[[SearchIndex], Answer]) -> Answer:
+def _from_index(indexer: Indexer, stamps: Stamps, find: Callable[[SearchIndex], Answer]) -> Answer:
     """Ask the index, once it is current. Raises `SearchIndexUnusable`, OSError, `StoreError`s."""
     path = indexer.layout.search
     with suppress(SearchIndexUnusable), opened(path) as index:
-        if index.is_current(entries):
+        if index.is_current(stamps):
             return find(index)
     with indexer.lock("search", MAKING_SECONDS, indexer.note_waiting):
-        update(path, entries, indexer.layout.sessions, indexer.progress)
+        update(path, stamps, indexer.layout.sessions, indexer.progress)
     with opened(path) as index:
         return find(index)
 
@@ -98,9 +96,9 @@ def _looked_up(indexer: Indexer, words: list[Word], found: list[Found]) -> Itera
                         yield (*each[:5], rank)
 
 
-def _scan(indexer: Indexer, words: list[Word], scope: Scope, entries: list[Entry]) -> Iterator[Found]:
+def _scan(indexer: Indexer, words: list[Word], scope: Scope, stamps: Stamps) -> Iterator[Found]:
     """The same as the index finds, from the files alone."""
-    for path, *_ in entries:
+    for path in stamps:
         session_id = id_of(path)
         if scope.session_id not in {None, session_id}:
             continue

@@ -33,12 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from ollama_prompt.index import Entry
+    from ollama_prompt.index import Stamps
     from ollama_prompt.query import Piece, Scope, Word
     from ollama_prompt.selection import Found
 
-    Files = dict[str, bytes | None]
-    """Path below `sessions` → the file's stamp; `YOUNG` if it may have changed without showing it."""
     Progress = Callable[[int, int], None]
 
 APPLICATION_ID = 0x6F6C7073  # "olps"
@@ -64,7 +62,7 @@ CREATE TABLE documents (document INTEGER PRIMARY KEY, file INTEGER, offset INTEG
 CREATE INDEX by_file ON documents (file);
 CREATE INDEX by_time ON documents (at);
 CREATE TABLE vocabulary (words TEXT);
-CREATE TABLE listed (entries BLOB);
+CREATE TABLE listed (stamps BLOB);
 CREATE VIRTUAL TABLE postings USING fts5(text, content='', detail=none, columnsize=0, tokenize='ascii');
 CREATE VIRTUAL TABLE terms USING fts5vocab(postings, row);
 INSERT INTO postings (postings, rank) VALUES ('hashsize', 33554432);
@@ -89,7 +87,7 @@ def opened(path: str) -> Iterator[SearchIndex]:
         yield SearchIndex(database)
 
 
-def update(path: str, entries: list[Entry], root: str, progress: Progress) -> None:
+def update(path: str, stamps: Stamps, root: str, progress: Progress) -> None:
     """Bring the index up to date with these files (`Catalogue.stamps`): they lie in `root`.
 
     Raises `SearchIndexUnusable`, OSError.
@@ -97,12 +95,12 @@ def update(path: str, entries: list[Entry], root: str, progress: Progress) -> No
     if os.path.exists(path):
         with suppress(SearchIndexUnusable, Doubt), _connected(path) as database:
             with _transaction(database, "BEGIN IMMEDIATE"):
-                SearchIndex(database).update(entries, root, progress)
+                SearchIndex(database).update(stamps, root, progress)
             return
-    _make(path, entries, root, progress)
+    _make(path, stamps, root, progress)
 
 
-def _make(path: str, entries: list[Entry], root: str, progress: Progress) -> None:
+def _make(path: str, stamps: Stamps, root: str, progress: Progress) -> None:
     """Made under another name, so that nobody finds half of it. One that fails leaves nothing: the disk may be full."""
     unfinished = f"{path}.tmp"
     _discard(unfinished)
@@ -113,7 +111,7 @@ def _make(path: str, entries: list[Entry], root: str, progress: Progress) -> Non
             with _transaction(database):
                 for statement in _SCHEMA.split(";"):
                     database.execute(statement)
-                SearchIndex(database).update(entries, root, progress)
+                SearchIndex(database).update(stamps, root, progress)
         _discard(path)
         os.replace(unfinished, path)
     finally:
@@ -137,21 +135,21 @@ class SearchIndex:
         self._new: list[tuple[int, int, int, str, str, int, str]] = []
         self._new_bytes = 0
 
-    def is_current(self, entries: list[Entry]) -> bool:
+    def is_current(self, stamps: Stamps) -> bool:
         """Whether it is of these files, as they are now (`Catalogue.stamps`).
 
         They come in the same order, as long as none has changed: then all are compared at once, as bytes.
         """
-        return self._one("SELECT entries FROM listed") == (marshal.dumps(entries, 2),) or self._is_of(entries)
+        return self._one("SELECT stamps FROM listed") == (marshal.dumps(stamps, 2),) or self._is_of(stamps)
 
-    def _is_of(self, entries: list[Entry]) -> bool:
-        return set(self._database.execute("SELECT path, stamp, NULL FROM files")) == set(entries)
+    def _is_of(self, stamps: Stamps) -> bool:
+        return self._stamps() == stamps
 
     def has(self, session_id: str) -> bool:
         """Whether it knows a session."""
         return self._one("SELECT 1 FROM files WHERE session_id = ?", session_id) is not None
 
-    def _stamps(self) -> Files:
+    def _stamps(self) -> dict[str, bytes | None]:
         return dict(self._database.execute("SELECT path, stamp FROM files"))
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
@@ -160,18 +158,17 @@ class SearchIndex:
 
     # --- Updating ------------------------------------------------------------------------------
 
-    def update(self, entries: list[Entry], root: str, progress: Progress) -> None:
+    def update(self, stamps: Stamps, root: str, progress: Progress) -> None:
         """Take in what changed. Raises `Doubt`."""
-        files: Files = {path: stamp for path, stamp, _ in entries}
         known = self._stamps()
-        if known.keys() - files.keys():
+        if known.keys() - stamps.keys():
             raise Doubt
-        changed = [path for path, stamp in files.items() if known.get(path) != stamp]
+        changed = [path for path, stamp in stamps.items() if known.get(path) != stamp]
         (self._last,) = self._one("SELECT ifnull(max(document), 0) FROM documents") or (0,)
         for number, path in enumerate(changed):
             progress(number, len(changed))
             try:
-                self._take(path, os.path.join(root, *path.split("/")), files[path] == YOUNG)
+                self._take(path, os.path.join(root, *path.split("/")), stamps[path] == YOUNG)
             except FileNotFoundError:  # removed since it was listed
                 if path in known:
                     raise Doubt from None
@@ -181,8 +178,8 @@ class SearchIndex:
             raise Doubt
         self._keep_vocabulary()
         self._database.execute("DELETE FROM listed")
-        if self._is_of(entries):  # what is young, or was changed meanwhile, is not
-            self._database.execute("INSERT INTO listed VALUES (?)", (marshal.dumps(entries, 2),))
+        if self._is_of(stamps):  # what is young, or was changed meanwhile, is not
+            self._database.execute("INSERT INTO listed VALUES (?)", (marshal.dumps(stamps, 2),))
 
     def _take(self, path: str, absolute: str, is_young: bool) -> None:
         data, stamp = session_file.read_all(absolute)

@@ -57,21 +57,22 @@ class Store:
         return nullcontext()
 
     def listing(self) -> list[Json]:
-        return [json.loads(line) for line in self.catalogue.listing()]
+        return [json.loads(line) for line in self.catalogue.listing()[0]]
 
     def titles(self) -> list[str]:
         return [session["title"] for session in self.listing()]
 
     def plain(self) -> list[bytes]:
         """What reading every file gives, without an index."""
-        return Store(self.home, self.home.parent / "no" / "index.db").catalogue.listing()
+        return Store(self.home, self.home.parent / "no" / "index.db").catalogue.listing()[0]
 
     def assert_agrees(self) -> None:
         """The listing is what reading every file gives, and so is what is worked out from the rows."""
         plain = self.plain()
-        assert self.catalogue.listing() == plain
+        assert self.catalogue.listing() == (plain, len(plain))
+        assert self.catalogue.listing(1) == (plain[:1], len(plain))
         folder = self.catalogue.layout.sessions + os.sep
-        assert [row.entry(folder)[-1] for row, _ in self.catalogue.rows()] == plain
+        assert [row.line(folder) for row, _ in self.catalogue.rows()] == plain
 
 
 @pytest.fixture(autouse=True)
@@ -708,7 +709,7 @@ def test_a_turn_that_ends_while_its_file_is_read_keeps_its_row(
 
     monkeypatch.setattr(session_file, "read", read)
     assert store.listing()[0]["message_count"] == 3
-    assert sql(home, "SELECT stamp FROM files") == [(index_module.packed(*session_file.stamp_at(str(path))),)]
+    assert sql(home, "SELECT stamp FROM files") == [(index_module.packed(*session_file.stamp_of(path.stat())),)]
 
 
 # --- Building it again -----------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def assert_holds(index: Index, *rows: Row) -> None:
     assert {path: as_dict(row) for path, row in index.at(wanted).items()} == wanted
     for row in rows:
         assert as_dict(row) in [as_dict(found) for found in index.find(row.session_id)]
-    assert {entry[0] for entry in index.entries("")} == set(wanted)
+    assert index.stamps().keys() == set(wanted)
 
 
 @contextmanager
@@ -110,7 +110,9 @@ def sql(path: Path, statements: str) -> None:
 
 
 READS: dict[str, Act] = {
-    "entries": lambda index: index.entries("/store/"),
+    "stamps": lambda index: index.stamps(),
+    "lines": lambda index: index.lines("/store/"),
+    "copies": lambda index: index.has_copies(),
     "rows": lambda index: index.rows(),
     "find": lambda index: index.find(stores.new_id(1)),
     "at": lambda index: index.at([row(1).path]),
@@ -139,12 +141,14 @@ def test_rows_are_listed_by_last_use_then_id_then_path(index: Index) -> None:
     same = {"last_used": "2026", "last_id": "a"}
     rows = [row(1, **same), row(2, "b", **same), row(3, "a", **same), row(4, last_used="2026", last_id="b"), row(5)]
     index.rebuild(rows)
-    assert [entry[0] for entry in index.entries("")] == [rows[n].path for n in (4, 3, 0, 2, 1)]
+    paths = [rows[n].path for n in (4, 3, 0, 2, 1)]
+    assert [json.loads(line)["path"] for line in index.lines("")] == paths
+    assert [json.loads(line)["path"] for line in index.lines("", 2)] == paths[:2]
 
 
 def test_a_line_of_the_listing_ends_in_the_path_where_the_store_lies_now(kept: Index) -> None:
     for folder in ("/store/sessions/", '/it\'s "mine"/ü/'):
-        (*_, line), *_ = kept.entries(folder)
+        line, *_ = kept.lines(folder)
         shown = {"session_id": stores.new_id(3), "title": "Title 3", "path": folder + row(3).path}
         assert list(json.loads(line).items()) == list(shown.items())
 
@@ -152,14 +156,14 @@ def test_a_line_of_the_listing_ends_in_the_path_where_the_store_lies_now(kept: I
 @pytest.mark.parametrize("folder", ['"quoted"', "back\\slash", "ünï/日本", "line\nfeed", "%s?"])
 def test_any_path_is_shown_as_json(index: Index, folder: str) -> None:
     kept = row(1, f"{folder}/{stores.new_id(1)}.jsonl")
-    assert json.loads(kept.entry("/s/")[-1])["path"] == "/s/" + kept.path
+    assert json.loads(kept.line("/s/"))["path"] == "/s/" + kept.path
     index.put(kept)
-    assert index.entries("/s/") == [kept.entry("/s/")]
+    assert index.lines("/s/") == [kept.line("/s/")]
     assert_holds(index, kept)
 
 
 def test_a_path_that_is_no_unicode_is_escaped() -> None:
-    line = row(1, "caf\udce9/1.jsonl").entry("/s/")[-1]
+    line = row(1, "caf\udce9/1.jsonl").line("/s/")
     assert line.isascii()
     assert json.loads(line)["path"] == "/s/caf\udce9/1.jsonl"
 
@@ -171,9 +175,7 @@ def test_paths_have_the_separators_of_the_platform(monkeypatch: pytest.MonkeyPat
 
 def test_a_young_row_is_listed_without_a_stamp(index: Index) -> None:
     index.put(row(5, young=True))
-    (entry,) = index.entries("")
-    assert entry[1] == YOUNG
-    assert entry == row(5, young=True).entry("")
+    assert index.stamps() == {row(5).path: YOUNG}
     assert_holds(index, row(5, young=True))
 
 
@@ -375,7 +377,7 @@ def test_ruins_anywhere_are_told_or_do_no_harm_and_are_built_again(index: Index,
         head = max(start, 100)
         path.write_bytes(whole[:head] + b"\xff" * (start + page - head) + whole[start + page :])
         try:
-            assert [entry[0] for entry in index.entries("")] == [row.path for row in reversed(rows)]
+            assert [json.loads(line)["path"] for line in index.lines("")] == [row.path for row in reversed(rows)]
             assert {row.path for row in index.rows()} == {row.path for row in rows}
         except IndexUnusable as error:
             assert error.state == "corrupt"  # noqa: PT017  either is fine

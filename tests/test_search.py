@@ -60,8 +60,8 @@ def indexed(indexer: Indexer, text: str, scope: Scope = ANYWHERE) -> Answers:
     """What the index finds, in each way."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "_scan", None)
-        words, entries = query.words_of(text), indexer.catalogue.stamps()
-        found = [search._matching(indexer, words, scope, entries, limit, best) for limit, best in WAYS]
+        words, stamps = query.words_of(text), indexer.catalogue.stamps()
+        found = [search._matching(indexer, words, scope, stamps, limit, best) for limit, best in WAYS]
     return [(as_shown(first), total) for first, total in found]
 
 
@@ -347,9 +347,9 @@ class Searching(RuleBasedStateMachine):
 
     def current(self) -> bool:
         """Whether the index is of the files as they are now."""
-        entries = self.indexer.catalogue.stamps()
+        stamps = self.indexer.catalogue.stamps()
         with search_index.opened(str(self.home / "search.db")) as index:
-            return index.is_current(entries)
+            return index.is_current(stamps)
 
 
 def all_words(path: Path) -> set[str]:
@@ -458,7 +458,7 @@ def test_an_index_that_cannot_be_made_leaves_nothing(
     keep(home, "walrus")
     monkeypatch.setattr(search_index.SearchIndex, "_keep_vocabulary", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        search_index.update(str(home / "search.db"), [], str(home / "sessions"), lambda *_: None)
+        search_index.update(str(home / "search.db"), {}, str(home / "sessions"), lambda *_: None)
     assert not list(home.glob("search.db*"))
 
 
@@ -586,30 +586,30 @@ def test_many_words_and_many_updates(indexer: Indexer, home: Path, monkeypatch: 
             assert indexed(indexer, sought) == scanned(indexer, sought)
 
 
-def current(indexer: Indexer, home: Path, entries: list[Any]) -> bool:
+def current(indexer: Indexer, home: Path, stamps: dict[str, bytes]) -> bool:
     """Whether an index of the files as they are now is of these ones."""
     path = str(home / "search.db")
     search_index.update(path, indexer.catalogue.stamps(), str(home / "sessions"), lambda *_: None)
     with search_index.opened(path) as index:
-        return index.is_current(entries)
+        return index.is_current(stamps)
 
 
 def test_an_index_of_young_files_is_not_current(indexer: Indexer, home: Path) -> None:
     """They may change without showing it: the same stamps do not mean the same text."""
     keep(home, "walrus")
-    entries = indexer.catalogue.stamps()
-    assert entries[0][1] == YOUNG
-    assert not current(indexer, home, entries)
+    stamps = indexer.catalogue.stamps()
+    assert [*stamps.values()] == [YOUNG]
+    assert not current(indexer, home, stamps)
 
 
 @pytest.mark.usefixtures("late")
 def test_the_same_files_in_another_order_are_the_same(indexer: Indexer, home: Path) -> None:
     for number in range(1, 4):
         keep(home, "walrus", number=number)
-    entries = indexer.catalogue.stamps()
-    assert current(indexer, home, entries)
-    assert current(indexer, home, entries[::-1])
-    assert not current(indexer, home, entries[:-1])
+    stamps = indexer.catalogue.stamps()
+    assert current(indexer, home, stamps)
+    assert current(indexer, home, dict(reversed(stamps.items())))
+    assert not current(indexer, home, dict([*stamps.items()][:-1]))
 
 
 def test_several_at_once(home: Path) -> None:
