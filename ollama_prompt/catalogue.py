@@ -59,7 +59,7 @@ class Catalogue:
         """Whether somebody else says what is wrong with the index."""
 
     def listing(self, limit: int | None = None) -> tuple[list[bytes], int]:
-        """Every session once, or the first ones, as lines of the listing in JSON, newest use first; how many all are."""
+        """Every session once, or the first, as lines of the listing in JSON, newest use first; how many all are."""
 
         def read(stamps: Stamps) -> tuple[list[bytes], int] | None:
             if self.index.has_copies():
