@@ -229,6 +229,16 @@ def test_a_table_without_room_is_a_list() -> None:
     assert rendered(table, 20).strip().split("\n") == rows
 
 
+@pytest.mark.parametrize("width", [80, 14])
+@pytest.mark.parametrize("prefix", ["", "> ", "  "])
+def test_a_row_with_more_cells_than_columns_keeps_them(width: int, prefix: str) -> None:
+    rows = ["|a|b|", "|-|-|", "|count|`ls | wc`|last| |", "|x|y| |", "|only|"]
+    shown = " ".join(rendered("\n".join(prefix + row for row in rows), width).replace("▌", "").split())
+    assert "ls | wc|last" in shown
+    assert "last|" not in shown
+    assert "y|" not in shown
+
+
 def test_pictures_and_links_keep_their_addresses() -> None:
     shown = rendered("See ![a *map*](img/map.png) and [![one](in.png)](https://out) or <https://auto>.", 100)
     assert shown.strip() == "See a map (img/map.png) and one (in.png) (https://out) or https://auto."
