@@ -177,12 +177,18 @@ def test_an_answer_that_comes_slowly_looks_the_same(environment: dict[str, str],
     assert screens.visible(shown) == rendered(BETWEEN, 40)
 
 
-@pytest.mark.parametrize("more", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"flag": "--plain"}])
+@pytest.mark.parametrize("more", [{"NO_COLOR": "1"}, {"flag": "--plain"}])
 def test_an_answer_as_it_came(environment: dict[str, str], ollama: StandIn, more: dict[str, str]) -> None:
     ollama.set(answer=ANSWER)
     flags = [more.pop("flag")] if "flag" in more else []
     shown = screen(environment | more, "-p", "Hi", "--no-session", *flags)
     assert shown.rpartition("\x1b[K")[2] == ANSWER
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown", ""])
+def test_a_terminal_that_cannot_move_its_cursor(environment: dict[str, str], ollama: StandIn, term: str) -> None:
+    ollama.set(answer=ANSWER)
+    assert screen(environment | {"TERM": term}, "-p", "Hi", "--no-session") == ANSWER
 
 
 def test_an_answer_that_moves_the_cursor(environment: dict[str, str], ollama: StandIn) -> None:
