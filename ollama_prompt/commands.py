@@ -269,6 +269,7 @@ def export_to(indexer: Indexer, session_id: str, form: str, path: str) -> dict[s
 
     from ollama_prompt import exporting
 
+    exporting.check_place(indexer, path)
     exporting.write(path, [exporting.document(indexer, session_id, form)], durable=True)
     return {"session_id": session_id, "path": os.path.abspath(path)}
 

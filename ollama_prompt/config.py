@@ -351,6 +351,11 @@ def some_text(text: str) -> str:
     return text
 
 
+def query(text: str) -> str:
+    """What is searched for, as a prompt with the same bytes is stored."""
+    return valid_text(some_text(text))
+
+
 def since(text: str) -> str:
     """A time (a day begins at 00:00 UTC), or a number of days before now."""
     from ollama_prompt import clock

@@ -206,7 +206,12 @@ def is_terminal(stream: TextIO | None) -> bool:
     """Whether this is a terminal that can move its cursor."""
     if stream is None or not stream.isatty():
         return False
-    return sys.platform == "win32" or (os.environ.get("TERM") or "dumb") != "dumb"
+    return not is_dumb()
+
+
+def is_dumb() -> bool:
+    """Whether the terminal can only write forward."""
+    return sys.platform != "win32" and os.environ.get("TERM", "") in {"dumb", "unknown", ""}
 
 
 def show_progress(done: int, total: int) -> None:

@@ -58,17 +58,12 @@ and take some for itself."""
 
 def open_editor(names: Sequence[str], typed: list[str], note: Note) -> Editor:
     """The best editor that there is here. `names` are commands to complete, `typed` texts for the arrow up."""
-    if not _is_dumb():
+    if not console.is_dumb():
         try:
             return FullEditor(lambda before: candidates(before, names), typed)
         except ImportError:
             note(f"without prompt_toolkit this is Python's own line editing; {INSTALL} brings a better one")
     return PlainEditor(typed)
-
-
-def _is_dumb() -> bool:
-    """Whether the terminal can only write forward."""
-    return os.name != "nt" and os.environ.get("TERM", "dumb") in {"dumb", "unknown", ""}
 
 
 class PlainEditor:

@@ -74,6 +74,13 @@ class Pictures:
 # --- Files -----------------------------------------------------------------------------------------
 
 
+def check_place(indexer: Indexer, path: str) -> None:
+    """Raise `ExportFailed` where conversations are kept: a document must not replace one, and is none."""
+    sessions = os.path.join(os.path.realpath(indexer.layout.sessions), "")
+    if os.path.realpath(path).startswith(sessions):
+        raise cannot_write(path, FileExistsError(0, f"conversations are kept in {sessions}", path))
+
+
 def write(path: str, pieces: Iterable[str], durable: bool = False) -> int:
     """Write a text file, whole or not at all, in place of one that may be there; its size. Raises `ExportFailed`."""
     path = os.path.join(os.getcwd(), path)

@@ -66,8 +66,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         hint = "ollama-prompt --help shows all flags"
-        if message.startswith("unrecognized arguments: ") and not message.split(": ", 1)[1].startswith("-"):
-            hint = self._hint_for_words(message.split(": ", 1)[1])
+        if message.startswith("unrecognized arguments: "):
+            words = message.split(": ", 1)[1]
+            hint = (self._hint_for_flag(words) or hint) if words.startswith("-") else self._hint_for_words(words)
         elif "'' is no session id" in message:
             hint = "is the variable empty that should hold it?"
         elif message.endswith(": expected one argument"):
@@ -80,6 +81,14 @@ class _Parser(argparse.ArgumentParser):
             if flag in {*EXAMPLES, "-p"} and f"{words} ".startswith(f"{second} "):
                 return f'several words go in quotes: {flag} "{first} {words}"'
         return 'the prompt goes behind --prompt, in quotes: ollama-prompt --prompt "…"'
+
+    def _hint_for_flag(self, words: str) -> str | None:
+        """The flag that is written most like this one, if any is."""
+        from difflib import get_close_matches
+
+        name = words.partition(" ")[0].partition("=")[0]
+        like = get_close_matches(name, self._option_string_actions, 1, 0.75)
+        return f"did you mean {like[0]}? ollama-prompt --help shows all flags" if like else None
 
     def _hint_for_value(self, name: str) -> str:
         """What a flag wants."""
@@ -213,7 +222,7 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
     add, uuid = group.add_argument, _checked(config.session_id)
     add("--list-sessions", action="store_true", help="all sessions, newest use first")
     add("--limit", metavar="N", type=_checked(config.natural_number), help="list or find only the first N")
-    add("--search", metavar="TEXT", type=_checked(config.some_text), help="what was said with all these words in it")
+    add("--search", metavar="TEXT", type=_checked(config.query), help="what was said with all these words in it")
     add("--in", metavar="UUID", type=uuid, help="with --search: in this session only")
     add(
         "--since", metavar="TIME", type=_checked(config.since),

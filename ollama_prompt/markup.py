@@ -31,6 +31,8 @@ from markdown_it.renderer import RendererHTML
 from pygments import lexers, token
 from pygments.util import ClassNotFound
 
+from ollama_prompt.tables import keep_cells
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -156,7 +158,7 @@ class _Renderer(RendererHTML):
 @cache
 def _parser() -> MarkdownIt:
     parser = _Parser("commonmark", {"html": False, "breaks": True, "xhtmlOut": False}, renderer_cls=_Renderer)
-    return parser.enable(["table", "strikethrough"])
+    return keep_cells(parser.enable(["table", "strikethrough"]))
 
 
 def _levels_down(tokens: Sequence[Token]) -> int:

@@ -34,6 +34,7 @@ from ollama_prompt.clock import seconds_since
 from ollama_prompt.errors import OutputClosed, OutputFailed
 from ollama_prompt.query import MARKS
 from ollama_prompt.render import marks_of, one_line, pictures_of, thinking_of, visible, with_newlines
+from ollama_prompt.tables import keep_cells
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def make_markdown(text: str) -> Markdown:
 def _parsed(text: str) -> list[Token]:
     """The blocks, each by itself: an address that stands in a later one (`[1]: …`) would come too late."""
     parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).disable("reference")
-    return parser.parse(text)
+    return keep_cells(parser).parse(text)
 
 
 def _shown(tokens: Iterable[Token]) -> Iterable[Token]:

@@ -123,6 +123,22 @@ def test_a_file_is_replaced_whole(run: Run, home: Path, tmp_path: Path) -> None:
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".ollama")] == []
 
 
+@pytest.mark.parametrize("place", ["session", "link", "new"])
+def test_no_document_takes_the_place_of_a_conversation(run: Run, home: Path, tmp_path: Path, place: str) -> None:
+    target = make(home)
+    if place == "link":
+        target = tmp_path / "talk.md"
+        try:
+            target.symlink_to(make(home))
+        except OSError:
+            pytest.skip("no symbolic links here")
+    elif place == "new":
+        target = home / "sessions" / "talk.md"
+    before = tree(home)
+    assert "conversations" in fail(run("--export", ONE, "--to", str(target)), "export_failed", 1)["error"]
+    assert tree(home) == before
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 @pytest.mark.parametrize("what", [(ONE, "--to", "talk.html", "--as", "html"), ("--all", "--to", "archive")])

@@ -37,6 +37,13 @@ def test_it_is_found_as_it_was_asked(run: Run, ollama: StandIn) -> None:
     assert len(ollama.requests("/api/chat")) == 1
 
 
+def test_bytes_that_are_no_text_are_found_as_they_are_stored(run: Run) -> None:
+    turn = succeed(run("-p", "caf\udce9 noir")).json
+    found = succeed(run("--search", "caf\udce9")).json
+    assert {match["session_id"] for match in found["matches"]} == {turn["session_id"]}
+    assert "⟦caf\ufffd⟧ noir" in found["matches"][-1]["snippet"]
+
+
 def test_as_text_and_on_one_line(quick: Run, path: Path) -> None:
     text = succeed(quick("--search", "rhine", "--output", "text")).stdout
     assert text.splitlines()[0].split() == [path.stem, "2026-09-21T14:13:22Z", "assistant", "Rivers"]

@@ -256,12 +256,28 @@ def test_a_usage_error_as_text(run: Run, output: tuple[str, ...]) -> None:
     assert result.stderr == ("error: unrecognized arguments: --bogus\nhint: ollama-prompt --help shows all flags\n")
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (("--serach", "x"), "did you mean --search?"),
+        (("--serach=x",), "did you mean --search?"),
+        (("--list-session",), "did you mean --list-sessions?"),
+        (("-p", "Hi", "--modle", "m"), "did you mean --model?"),
+        (("--bogus",), "ollama-prompt --help"),
+        (("-x",), "ollama-prompt --help"),
+    ],
+)
+def test_a_misspelt_flag(run: Run, typed: tuple[str, ...], meant: str) -> None:
+    assert fail(run(*typed), "usage", 2)["hint"].startswith(meant)
+
+
 def test_the_last_output_counts_for_errors_too(run: Run) -> None:
     fail(run("--output=text", "--bogus", "--output", "json"), "usage", 2)
 
 
-def test_a_prompt_without_its_flag(run: Run) -> None:
-    assert "--prompt" in fail(run("What is this?"), "usage", 2)["hint"]
+@pytest.mark.parametrize("words", ["What is this?", ""])
+def test_a_prompt_without_its_flag(run: Run, words: str) -> None:
+    assert "--prompt" in fail(run(words), "usage", 2)["hint"]
 
 
 @pytest.mark.parametrize("piped", [b"", b"\n", b" \r\n", b"\xef\xbb\xbf", b"\xff\xfe"])

@@ -442,6 +442,11 @@ def test_a_prompt_with_references_shows_what_was_typed() -> None:
     assert text.index("Review @./a.py") < text.index("<summary>") < text.index("Review print(1)")
 
 
+def test_a_row_with_more_cells_than_columns_keeps_them() -> None:
+    made = markup.html_of("|a|b|\n|-|-|\n|count|`ls | wc`|<i>last|\n")
+    assert "<td>count</td>\n<td><code>ls | wc</code>|&lt;i&gt;last</td>" in made
+
+
 def test_what_is_too_long_is_not_read_as_markdown() -> None:
     assert markup.html_of("![" * 60_000).startswith('<div class="typed"')
     code = "x = 1\n" * 20_000

@@ -177,12 +177,18 @@ def test_an_answer_that_comes_slowly_looks_the_same(environment: dict[str, str],
     assert screens.visible(shown) == rendered(BETWEEN, 40)
 
 
-@pytest.mark.parametrize("more", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"flag": "--plain"}])
+@pytest.mark.parametrize("more", [{"NO_COLOR": "1"}, {"flag": "--plain"}])
 def test_an_answer_as_it_came(environment: dict[str, str], ollama: StandIn, more: dict[str, str]) -> None:
     ollama.set(answer=ANSWER)
     flags = [more.pop("flag")] if "flag" in more else []
     shown = screen(environment | more, "-p", "Hi", "--no-session", *flags)
     assert shown.rpartition("\x1b[K")[2] == ANSWER
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown", ""])
+def test_a_terminal_that_cannot_move_its_cursor(environment: dict[str, str], ollama: StandIn, term: str) -> None:
+    ollama.set(answer=ANSWER)
+    assert screen(environment | {"TERM": term}, "-p", "Hi", "--no-session") == ANSWER
 
 
 def test_an_answer_that_moves_the_cursor(environment: dict[str, str], ollama: StandIn) -> None:
@@ -227,6 +233,16 @@ def test_a_table_without_room_is_a_list() -> None:
     assert rendered(table, 100).split()[:8] == names
     rows = [f"{name}: {cell}" for name, cell in zip(names, "abcdefgh", strict=True)]
     assert rendered(table, 20).strip().split("\n") == rows
+
+
+@pytest.mark.parametrize("width", [80, 14])
+@pytest.mark.parametrize("prefix", ["", "> ", "  "])
+def test_a_row_with_more_cells_than_columns_keeps_them(width: int, prefix: str) -> None:
+    rows = ["|a|b|", "|-|-|", "|count|`ls | wc`|last| |", "|x|y| |", "|only|"]
+    shown = " ".join(rendered("\n".join(prefix + row for row in rows), width).replace("▌", "").split())
+    assert "ls | wc|last" in shown
+    assert "last|" not in shown
+    assert "y|" not in shown
 
 
 def test_pictures_and_links_keep_their_addresses() -> None:
