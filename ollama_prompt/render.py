@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-_UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
-_UNESCAPED_UTF_8 = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
+_UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_TURNING_UTF_8 = re.compile(rb"\xe2(?:\x80[\x8e\x8f\xa8-\xae]|\x81[\xa6-\xa9])")
+_UNESCAPED_UTF_8 = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xd8\x9c|" + _TURNING_UTF_8.pattern)
 
 
 def as_json(data: dict[str, Any]) -> str:
@@ -40,8 +41,8 @@ def as_line(data: dict[str, Any]) -> str:
 def escaped(json_: str) -> str:
     """JSON without the control characters that may stand in it as they are.
 
-    U+009B begins an escape sequence in some terminals, and at U+0085, U+2028 and U+2029 many readers of lines end one,
-    in JavaScript and Python for example.
+    U+009B begins an escape sequence in some terminals, marks of writing from right to left turn the rest of a line
+    around, and at U+0085, U+2028 and U+2029 many readers of lines end one, in JavaScript and Python for example.
     """
     return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json_)
 
@@ -56,9 +57,10 @@ def listing_as_json(lines: list[bytes], total: int) -> bytes:
     pieces[0] = start + b"\n" + pieces[0]
     pieces[-1] += b"\n" + end
     listing = b",\n".join(pieces)
-    if b"\x7f" not in listing and b"\xc2" not in listing:  # the search below takes as long as all else
+    first = (b"\x7f", b"\xc2", b"\xd8")  # the search for all of it takes as long as all else
+    if not (any(byte in listing for byte in first) or _TURNING_UTF_8.search(listing)):
         return listing
-    return _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % found[0][-1], listing)
+    return _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), listing)
 
 
 def listing_as_line(lines: list[bytes], total: int) -> str:
@@ -124,7 +126,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def matches_as_text(data: dict[str, Any]) -> str:
     """What was found, each with where that is."""
     blocks = [
-        f"{match['session_id']}  {match['created_at'] or ''}  {match['role'] or 'title'}"
+        f"{match['session_id']}  {match['created_at'] or ''}  {one_line(match['role'] or 'title')}"
         f"  {one_line(match['title'] or '')}\n  {visible(match['snippet'])}\n"
         for match in data["matches"]
     ]
