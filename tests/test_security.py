@@ -17,11 +17,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import screens
 import stores
-from stores import header, line, message, new_id, succeed
+from conftest import tree
+from stores import fail, header, line, message, new_id, succeed
 from test_chat import PROMPT, talk
 from test_sync import QUIET, hub, synced, two
 
+from ollama_prompt import ollama
+from ollama_prompt.errors import OllamaError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
 
     from conftest import Run
     from standin import StandIn
@@ -223,3 +228,46 @@ def test_no_escape_sequence_is_obeyed_in_a_conversation(talk: Talk, home: Path, 
         terminal.expect("\n> " if False else PROMPT)
     assert terminal.end("/quit\r") == 0
     assert_harmless(terminal._bytes.decode())
+
+
+# --- Keys and servers ----------------------------------------------------------------------------------
+
+KEY = "sk-a-very-secret-key"
+
+
+def test_the_api_key_is_written_nowhere(run: Run, ollama: StandIn, home: Path, tmp_path: Path) -> None:
+    env = {"OLLAMA_API_KEY": KEY}
+    ollama.set(api_key=KEY)
+    said = [succeed(run("-p", "Hi", env=env))]
+    for fault in ({"kind": "status", "status": 401, "body": {"error": "no"}}, {"kind": "cut"}, {"kind": "html"}):
+        ollama.fail(**fault)
+        said.append(run("-p", "Hi", "--debug", env=env))
+    ollama.fail("redirect", location="http://127.0.0.2:1/api/chat", path="/api/show")
+    said.append(run("-p", "Hi", "--debug", env=env))
+    assert [result.returncode for result in said] == [0, 1, 1, 1, 1]
+    assert KEY not in "".join(result.stdout + result.stderr for result in said)
+    assert not any(data and KEY.encode() in data for data in tree(tmp_path).values())
+
+
+def test_what_a_hint_says_can_be_pasted_into_a_shell(run: Run, home: Path, ollama: StandIn) -> None:
+    stores.make(home, 1, line(header(new_id(1), model="x; rm -rf ~")) + line(message(1, "user", "Hi")))
+    ollama.fail("status", status=404, body={"error": "model not found"}, path="/api/show")
+    hint = fail(run("-p", "Hi", "--session-id", new_id(1)), "model_not_found")["hint"]
+    assert hint == "ollama pull 'x; rm -rf ~'"
+    ollama.fail("redirect", location="http://x/$(id)/api/show", path="/api/show")
+    assert fail(run("-p", "Hi"), "ollama_error")["hint"] == "Set OLLAMA_HOST='http://x/$(id)'"
+
+
+class Endless:
+    """An answer without end, of a server that wants our memory."""
+
+    def iter_bytes(self) -> Iterator[bytes]:
+        while True:
+            yield b"x" * 1000
+
+
+@pytest.mark.parametrize("read", [ollama._whole, lambda response: list(ollama._lines(response))])
+def test_an_answer_without_end_ends(monkeypatch: pytest.MonkeyPatch, read: Any) -> None:
+    monkeypatch.setattr(ollama, "LONGEST", 10_000)
+    with pytest.raises(OllamaError, match="never ends: 10,000 bytes"):
+        read(Endless())
