@@ -285,6 +285,9 @@ class Index:
         state = self.state()
         if state not in {"ok", "missing"}:
             raise IndexUnusable("corrupt" if state == "old" else state)
+        if state == "missing":  # SQLite would make one that others can read, if only for a moment
+            with suppress(OSError):
+                os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600))
         with self._connected() as database:
             database.execute("PRAGMA synchronous = OFF")
             database.execute("PRAGMA secure_delete = ON")  # what is deleted stays in no free page: titles are text
@@ -345,11 +348,21 @@ def _row(values: tuple[Any, ...]) -> Row:
     import json
 
     row = Row(values[2], values[3], values[4:8], bool(values[8]))
+    if not _is_inside(row.path, row.session_id):  # an index that came from elsewhere must not lead out of the store
+        raise ValueError("no path of this session")
     row.last_used, row.last_id, row.record_count, row.listed = *values[:2], *values[9:11]
     row.saved = json.loads(values[12])
     if row.saved.keys() != _saved_keys():
         raise ValueError("no saved reading")
     return row
+
+
+def _is_inside(path: str, session_id: str) -> bool:
+    """Whether this is the path of a session's file, below `sessions`."""
+    *folders, name = path.split("/")
+    return name == f"{session_id}.jsonl" and all(
+        part == os.path.basename(part) and part not in {"", ".", ".."} for part in folders
+    )
 
 
 def _saved_keys() -> set[str]:
