@@ -65,17 +65,17 @@ def _run(arguments: list[str]) -> int:
 
 def _fail(error: Exception, arguments: list[str]) -> int:
     """Say what went wrong; the exit code."""
+    from ollama_prompt import render
+
     console.clear()
     if "--debug" in arguments:
         import traceback
 
-        console.write_error("".join(traceback.format_exception(error)))
+        console.write_error(render.visible("".join(traceback.format_exception(error))))
     if isinstance(error, OutputClosed):
         return error.exit_code
     if not isinstance(error, OllamaPromptError):
         error = OllamaPromptError(f"{type(error).__name__}: {error}", hint=BUG_HINT)
-    from ollama_prompt import render
-
     output = _wanted_output(arguments)
     if output == "ndjson" and not isinstance(error, OutputFailed):
         with suppress(OutputClosed, OutputFailed):
@@ -269,9 +269,7 @@ def _export(indexer: Indexer, flags: Namespace) -> int:
         numbers = ", ".join(f"{name}: {data[name]}" for name in ("exported", "unchanged", "removed"))
         return _print(data, flags, lambda _: f"{numbers}\n")
     if flags.to in {None, "-"}:
-        document = commands.export(indexer, flags.export, form)
-        # Other forms have no control characters.
-        console.write(render.escaped(document) if form == "json" and sys.stdout.isatty() else document)
+        console.write(commands.export(indexer, flags.export, form))
         return 0
     data = commands.export_to(indexer, flags.export, form, flags.to)
     return _print(data, flags, lambda data: f"{render.visible(data['path'])}\n")

@@ -317,6 +317,9 @@ def make_indexer(environ: Mapping[str, str], note: Note, progress: Progress = la
     from ollama_prompt.config import store_layout
     from ollama_prompt.indexer import Indexer
 
-    indexer = Indexer(store_layout(environ), note, progress)
+    layout = store_layout(environ)
+    if exposed := layout.exposed():
+        note(exposed)
+    indexer = Indexer(layout, note, progress)
     indexer.adopt_1x()
     return indexer

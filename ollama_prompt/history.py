@@ -14,7 +14,7 @@ import os
 from contextlib import suppress
 
 from ollama_prompt.errors import StoreError
-from ollama_prompt.layout import cannot_write
+from ollama_prompt.layout import cannot_write, open_new, open_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add(layout: Layout, lock: Lock, session_id: str, text: str) -> None:
     """Add a text. That it cannot be written is no reason to hold up a conversation."""
     line = _line(session_id, text).encode()
     with suppress(OSError, StoreError), lock():
-        file = os.open(layout.history, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        file = open_own(layout.history, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         with open(file, "r+b") as opened:
             is_torn = opened.seek(0, os.SEEK_END) and opened.seek(-1, os.SEEK_END) and opened.read(1) != b"\n"
             opened.write(b"\n" + line if is_torn else line)
@@ -68,7 +68,7 @@ def _read(layout: Layout) -> list[tuple[str, str]]:
     """(session, text) of every line."""
     found = []
     try:
-        with open(layout.history, encoding="utf-8", errors="replace", newline="\n") as file:
+        with open(open_own(layout.history, os.O_RDONLY), encoding="utf-8", errors="replace", newline="\n") as file:
             lines = file.readlines()
     except OSError:
         return []
@@ -85,8 +85,6 @@ def _write(layout: Layout, entries: list[tuple[str, str]]) -> None:
     """Put a file with these in the place of the old one."""
     unfinished = layout.history + ".tmp"
     lines = [_line(session_id, text) for session_id, text in entries]
-    with open(
-        os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8", newline="\n"
-    ) as file:
+    with open(open_new(unfinished), "w", encoding="utf-8", newline="\n") as file:
         file.writelines(lines)
     os.replace(unfinished, layout.history)

@@ -307,6 +307,9 @@ class Index:
         state = self.state()
         if state not in {"ok", "missing"}:
             raise IndexUnusable("corrupt" if state == "old" else state)
+        if state == "missing":  # SQLite would make one that others can read, if only for a moment
+            with suppress(OSError):
+                os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600))
         with self._connected() as database:
             database.execute(f"PRAGMA page_size = {PAGE}")  # of one that is made now
             database.execute("PRAGMA synchronous = OFF")
@@ -368,11 +371,21 @@ def _row(values: tuple[Any, ...]) -> Row:
     import json
 
     row = Row(values[2], values[3], _unpacked(values[4]), bool(values[5]))
+    if not _is_inside(row.path, row.session_id):  # an index that came from elsewhere must not lead out of the store
+        raise ValueError("no path of this session")
     row.last_used, row.last_id, row.record_count, row.listed = *values[:2], *values[6:8]
     row.saved = json.loads(values[9])
     if row.saved.keys() != _saved_keys():
         raise ValueError("no saved reading")
     return row
+
+
+def _is_inside(path: str, session_id: str) -> bool:
+    """Whether this is the path of a session's file, below `sessions`."""
+    *folders, name = path.split("/")
+    return name == f"{session_id}.jsonl" and all(
+        part == os.path.basename(part) and part not in {"", ".", ".."} for part in folders
+    )
 
 
 def _saved_keys() -> set[str]:

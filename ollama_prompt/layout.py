@@ -12,7 +12,8 @@
       .gitignore .gitattributes
 
 A session file is found by its name, wherever below `sessions/` people moved it. Symbolic links
-below `sessions/` are never followed.
+below `sessions/` are never followed, and no file of the store is opened through one (`open_own`): git brings links, and
+what is written through one would go into any file of the user's.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ SUFFIX = ".jsonl"
 BACKUP = ".bak"
 LARGEST = (1 << 63) - 1
 """The largest number that the index takes of a file: for its size, its times, its inode."""
+_ITSELF = 0
+for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # Windows has only the last
+    _ITSELF |= getattr(os, _flag, 0)
 
 GITIGNORE = """\
 # The index, the locks and unfinished files can be made again; the conversations cannot.
@@ -114,14 +118,31 @@ class Layout:
                     found.setdefault(name.partition(".")[0], []).append(os.path.join(folder, name))
         return found
 
+    def exposed(self) -> str | None:
+        """Why others can change what is in the store; None if they cannot, or nothing is there yet.
+
+        To root all files are others', in a container for example.
+        """
+        us = os.geteuid() if hasattr(os, "geteuid") else 0
+        for folder in (self.home, self.sessions):
+            with suppress(OSError):
+                status = os.stat(folder)
+                if us and status.st_uid not in {0, us}:
+                    return f"{folder} belongs to another user, who can read and change the conversations"
+                if us and status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+                    return f"every user can change what is in {folder}: chmod o-w takes that away"
+        return None
+
     def make(self, folder: str | None = None) -> None:
         """Make the store, and `folder` in it, where they are missing. Raises `StoreWriteFailed`."""
         try:
             for made in (self.home, self.sessions, self.locks, folder):
                 if made and not os.path.isdir(made):
-                    os.makedirs(made, 0o700, exist_ok=True)
+                    _make_private(made)
             self._write_once(".gitignore", GITIGNORE)
             self._write_once(".gitattributes", GITATTRIBUTES)
+            if folder and os.path.dirname(folder) == self.sessions and os.path.islink(folder):
+                raise OSError(errno.ELOOP, "it is a link, which is not followed", folder)
         except OSError as error:
             raise cannot_write(error) from error
 
@@ -132,7 +153,7 @@ class Layout:
             return
         unfinished = f"{path}.{os.getpid()}.tmp"
         try:
-            with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+            with open(open_new(unfinished), "w", encoding="utf-8", newline="\n") as file:
                 file.write(text)
             os.replace(unfinished, path)
         except OSError:
@@ -211,8 +232,37 @@ class Layout:
         return found
 
 
+def open_own(path: str, flags: int) -> int:
+    """Open a file of the store's: a regular one, not what a link leads to; a new one is for its owner alone.
+
+    Raises OSError for anything else: links and pipes come by git, or by accident.
+    """
+    # Not blocking: a FIFO that got the name of a session must not hang the listing.
+    descriptor = os.open(path, flags | _ITSELF, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return descriptor
+
+
+def open_new(path: str) -> int:
+    """Open a new file under this name, to write it, in place of whatever was left there. Raises OSError."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    return open_own(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+
+
+def _make_private(folder: str) -> None:
+    """Make a folder, and those above it that are missing, for their owner alone, whatever the umask is."""
+    above = os.path.dirname(folder)
+    if not os.path.isdir(above):
+        _make_private(above)
+    with suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+
+
 def _complete(path: str, text: str) -> None:
-    with open(path, "r+", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+    with open(open_own(path, os.O_RDWR), "r+", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         there = file.read()
         missing = [line for line in text.splitlines() if line not in there.splitlines()]
         if missing:

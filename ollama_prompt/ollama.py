@@ -62,6 +62,7 @@ LAST_CHANCE = 0.5  # seconds before the deadline at which a busy server is asked
 LAST_PAUSE = 0.1  # seconds before the end when it is asked for the last time
 _DEEPEST = 5  # errors in errors; Ollama's own reach 2
 POLL = 0.05  # seconds between two looks for a server that starts
+LONGEST = 64 << 20  # bytes of one line, and of an answer that is read whole: Ollama's own have a few million at most
 
 _OVERFLOW = re.compile(r"request \((\d{1,18}) tokens\) exceeds the available context size \((\d{1,18}) tokens\)")
 _OVERFLOW_OLD = "input length exceeds the context length"
@@ -202,7 +203,7 @@ class Ollama:
     def _ask(self, method: str, path: str, content: bytes | None = None, limit: float | None = None) -> _Answer:
         """One small question and its whole answer, within METADATA_LIMIT or what is left."""
         with self._open(method, path, content, limit or METADATA_LIMIT) as (response, alarm), self._translated(alarm):
-            data = response.read()
+            data = _whole(response)
             alarm.check()
             return _Answer(response.status_code, response.headers, data)
 
@@ -244,7 +245,7 @@ class Ollama:
                     yield response, alarm
                     return
                 with self._translated(alarm):
-                    answer = _Answer(response.status_code, response.headers, response.read())
+                    answer = _Answer(response.status_code, response.headers, _whole(response))
                     alarm.check()
             if answer.status != 503:
                 raise self._refused(answer) or OllamaError(f"Ollama answered with status {answer.status}")
@@ -323,10 +324,12 @@ class Ollama:
 
     def _redirected(self, answer: _Answer) -> ModelError:
         target = answer.headers.get("location", "")
+        from shlex import quote  # a hint is pasted into a shell
+
         base = re.sub(r"/api/\w+$", "", target)
         return OllamaError(
             f"{self._host.url} sends requests on to {target or 'nowhere'}",
-            hint=f"Set OLLAMA_HOST={base}" if "://" in base else self._hint_host(),
+            hint=f"Set OLLAMA_HOST={quote(base)}" if "://" in base else self._hint_host(),
             keeps_prompt=False,
         )
 
@@ -399,9 +402,11 @@ class Ollama:
     def _hint_pull(self) -> str:
         if self._cloud:
             return "See https://ollama.com/search?c=cloud for the models of the cloud."
+        from shlex import quote  # a session that came from elsewhere may name any model
+
         if self._host.is_local:
-            return f"ollama pull {self._model}"
-        return f"OLLAMA_HOST={self._host.url} ollama pull {self._model}"
+            return f"ollama pull {quote(self._model)}"
+        return f"OLLAMA_HOST={self._host.url} ollama pull {quote(self._model)}"
 
     # -- starting a server --
 
@@ -626,16 +631,32 @@ def _client_with_tls(host: Host, headers: dict[str, str]) -> httpx.Client:
         raise UsageError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from error
 
 
+def _whole(response: httpx.Response) -> bytes:
+    """The body of an answer. Not without end: it is kept in memory."""
+    data = bytearray()
+    for piece in response.iter_bytes():
+        data += piece
+        _check_length(len(data))
+    return bytes(data)
+
+
+def _check_length(length: int) -> None:
+    if length > LONGEST:
+        raise OllamaError(f"the server's answer never ends: {LONGEST:,} bytes came without the end of a line")
+
+
 def _lines(response: httpx.Response) -> Iterator[bytes]:
     """The lines of a stream, each as soon as it is whole. The last one may lack its end, unless it was cut."""
     started: list[bytes] = []
-    is_first = True
+    length, is_first = 0, True
     for data in response.iter_bytes():
         first, *rest = data.split(b"\n")
         started.append(first)
+        length += len(first)
+        _check_length(length)
         if rest:
             yield from filter(bytes.strip, (b"".join(started), *rest[:-1]))
-            started, is_first = [rest[-1]], False
+            started, length, is_first = [rest[-1]], len(rest[-1]), False
     last = b"".join(started)
     is_cut = _json_object(last) is None and (not is_first or last.startswith(b"{"))
     if last.strip() and not is_cut:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-_UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
-_UNESCAPED_UTF_8 = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
+_UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_TURNING_UTF_8 = re.compile(rb"\xe2(?:\x80[\x8e\x8f\xa8-\xae]|\x81[\xa6-\xa9])")
+_UNESCAPED_UTF_8 = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xd8\x9c|" + _TURNING_UTF_8.pattern)
 PART = 256
 """Sessions of a listing that are written at once."""
 
@@ -42,8 +43,8 @@ def as_line(data: dict[str, Any]) -> str:
 def escaped(json_: str) -> str:
     """JSON without the control characters that may stand in it as they are.
 
-    U+009B begins an escape sequence in some terminals, and at U+0085, U+2028 and U+2029 many readers of lines end one,
-    in JavaScript and Python for example.
+    U+009B begins an escape sequence in some terminals, marks of writing from right to left turn the rest of a line
+    around, and at U+0085, U+2028 and U+2029 many readers of lines end one, in JavaScript and Python for example.
     """
     return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json_)
 
@@ -55,8 +56,9 @@ def listing_as_json(lines: list[bytes], total: int) -> Iterator[bytes]:
     for start in range(0, len(lines), PART):
         part = before + b",\n".join(lines[start : start + PART])
         before = b",\n"
-        if b"\x7f" in part or b"\xc2" in part:  # this takes as long as all else
-            part = _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % found[0][-1], part)
+        # The search for all of it takes as long as all else.
+        if any(byte in part for byte in (b"\x7f", b"\xc2", b"\xd8")) or _TURNING_UTF_8.search(part):
+            part = _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), part)
         yield part
     yield b'%s],\n"total": %d}\n' % (b"\n" if lines else b"", total)
 
@@ -124,7 +126,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def matches_as_text(data: dict[str, Any]) -> str:
     """What was found, each with where that is."""
     blocks = [
-        f"{match['session_id']}  {match['created_at'] or ''}  {match['role'] or 'title'}"
+        f"{match['session_id']}  {match['created_at'] or ''}  {one_line(match['role'] or 'title')}"
         f"  {one_line(match['title'] or '')}\n  {visible(match['snippet'])}\n"
         for match in data["matches"]
     ]

@@ -380,7 +380,8 @@ def tighten(layout: Layout, files: Iterable[str]) -> list[dict[str, Any]]:
         done.append(_tighten(layout.home))
     done += map(_tighten, files)
     for folder in (layout.sessions, layout.attachments, layout.locks):
-        done += [_tighten(folder), *map(_tighten, _below(folder))]
+        if not os.path.islink(folder):  # what lies behind one is not the store's
+            done += [_tighten(folder), *map(_tighten, _below(folder))]
     return [one for one in done if one]
 
 

@@ -25,6 +25,7 @@ from ollama_prompt.catalogue import id_of
 from ollama_prompt.documents import Documents
 from ollama_prompt.folding import separate
 from ollama_prompt.index import YOUNG, packed
+from ollama_prompt.layout import open_new
 from ollama_prompt.query import LONGEST_PIECE
 from ollama_prompt.selection import Selection
 
@@ -105,8 +106,8 @@ def _make(path: str, stamps: Stamps, root: str, progress: Progress) -> None:
     unfinished = f"{path}.tmp"
     _discard(unfinished)
     try:
+        os.close(open_new(unfinished))  # SQLite would let others read it
         with _connected(unfinished, new=True) as database:
-            os.chmod(unfinished, 0o600)
             database.execute("PRAGMA journal_mode = OFF")
             with _transaction(database):
                 for statement in _SCHEMA.split(";"):

@@ -14,15 +14,13 @@ git sets mtimes and editors keep sizes, but no one sets a ctime.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import sys
 import zlib
 from contextlib import contextmanager, suppress
 
 from ollama_prompt import records
-from ollama_prompt.layout import LARGEST
+from ollama_prompt.layout import LARGEST, open_own
 from ollama_prompt.records import DamagedLine
 from ollama_prompt.summary import NeedsWholeFile, Summary
 
@@ -273,13 +271,8 @@ def read(path: str, session_id: str, saved: dict[str, Any] | None = None) -> Rea
 
 @contextmanager
 def opened(path: str, buffering: int = LARGE_BLOCK) -> Iterator[BinaryIO]:
-    """A regular file, to be read. Raises OSError for anything else: links and pipes come by git, or by accident."""
-    # Not blocking: a FIFO that got the name of a session must not hang the listing.
-    descriptor = os.open(path, os.O_RDONLY | _FLAGS | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    with open(descriptor, "rb", buffering=buffering) as file:
+    """A file of the store's, to be read. Raises OSError."""
+    with open(open_own(path, os.O_RDONLY), "rb", buffering=buffering) as file:
         yield file
 
 

@@ -22,6 +22,7 @@ import itertools
 import os
 import random
 import re
+import shlex
 import sys
 import time
 from collections import Counter
@@ -32,7 +33,7 @@ from hashlib import sha256
 from ollama_prompt import clock, interrupts
 from ollama_prompt.errors import GitFailed, UsageError
 from ollama_prompt.git import Git, failure
-from ollama_prompt.layout import cannot_write
+from ollama_prompt.layout import cannot_write, open_new, open_own
 from ollama_prompt.readable import textconv_command
 from ollama_prompt.records import is_conflict_marker
 
@@ -59,9 +60,14 @@ _OPEN = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebas
 _OWN = ("sessions", "attachments", ".gitignore", ".gitattributes")
 """What of the store is under git."""
 _IN_STORE = ("--", *_OWN)
+_PRIVATE = re.compile(r"locks$|history\.jsonl|(?:sessions|search)\.db|sessions-1\.x", re.IGNORECASE)
+"""What a store has beside that, in any case of letters: to some systems it is the same."""
+_LINKS = {"120000", "160000"}
+"""git's modes of symbolic links, and of repositories inside the repository."""
 _BESIDE = re.compile(r"\.|README|LICEN[CS]E", re.IGNORECASE)
 """What people have at the top of a repository that holds nothing but conversations."""
 _NAMES = ("--name-only", "-z", "--relative", "--no-renames")
+_COMMIT = re.compile(r"(?<!\S)[0-9a-f]{40,64}(?!\S)")
 _SAMPLE = "00000000-0000-7000-8000-000000000000.jsonl"
 _SAMPLE_PICTURE = "attachments/" + 64 * "0"
 _MERGED = "Merge what other machines pushed"
@@ -84,7 +90,7 @@ def set_up(indexer: Indexer, remote: str | None, note: Callable[[str], None]) ->
     git.run("config", _DRIVER, textconv_command(sys.executable))
     if remote is not None:
         _name_remote(git, remote)
-    with indexer.syncing(0):
+    with indexer.syncing(0), _translated():
         repository = _Repository(git, indexer, note)
         if git.is_private and (created or repository.head()):  # an empty one may become a project
             with suppress(OSError):
@@ -156,15 +162,20 @@ def sync(
     git = Git(indexer.layout.home)
     if not (os.path.isdir(indexer.layout.home) and _is_set_up(git)):
         raise GitFailed("the conversations are not under git", hint="ollama-prompt --git-setup")
-    with indexer.syncing(lock_timeout):
+    with indexer.syncing(lock_timeout), _translated():
         repository = _Repository(git, indexer, note, step)
-        try:
-            if in_use := repository.recover():
-                return repository.result(skipped=in_use)
-            with repository.journalled():
-                return _sync(repository, note)
-        except OSError as error:
-            raise cannot_write(error) from error
+        if in_use := repository.recover():
+            return repository.result(skipped=in_use)
+        with repository.journalled():
+            return _sync(repository, note)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(error) from error
 
 
 def _is_set_up(git: Git) -> bool:
@@ -399,6 +410,7 @@ class _Repository:
         if self.git.attempt("merge-base", "--is-ancestor", theirs, "HEAD").returncode == 0:
             return []
         base = self.git.ask("merge-base", "HEAD", theirs)
+        self._refuse_planted(base, theirs)
         changed = self.changed(base, theirs)
         with self._indexer.holding(changed) as in_use:
             if in_use:
@@ -412,6 +424,18 @@ class _Repository:
                     pass
         self._received.update(self.changed(before, "HEAD"))
         return []
+
+    def _refuse_planted(self, base: str | None, theirs: str) -> None:
+        """Links lead out of the store, and what git leaves out here is for this machine only: neither may come."""
+        index = os.path.basename(self._indexer.layout.index).lower()
+        entries = self.git.paths("diff", "--raw", *_NAMES[1:], base or self.git.run("mktree"), theirs, "--", ".")
+        for facts, path in zip(entries[::2], entries[1::2], strict=True):
+            top = path.partition("/")[0].lower()
+            is_private = bool(_PRIVATE.match(top)) or top == index
+            if (facts.split()[1] in _LINKS and top in _OWN) or (is_private and not facts.endswith("D")):
+                what = "is for one machine only" if is_private else "is a link, or a repository"
+                hint = f"git -C {shlex.quote(self._indexer.layout.home)} log HEAD..{theirs[:12]} tells who pushed it"
+                raise GitFailed(f"nothing was merged: somebody pushed {path}, which {what}", hint=hint)
 
     def _merge_held(self, theirs: str) -> None:
         before = self.git.run("rev-parse", "HEAD")
@@ -495,7 +519,7 @@ class _Repository:
         unfinished = f"{place}.tmp"
         self._indexer.layout.make(os.path.dirname(place))
         try:
-            with open(unfinished, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            with open(open_new(unfinished), "wb") as file:
                 file.write(content)
                 os.fsync(file.fileno())
             os.replace(unfinished, place)
@@ -506,7 +530,7 @@ class _Repository:
     def _added_since(self, place: str) -> bytes:
         """The whole lines of a file in the work tree: turns may have been taken since git was killed."""
         try:
-            with open(place, "rb") as file:
+            with open(open_own(place, os.O_RDONLY), "rb") as file:
                 lines = file.read().split(b"\n")[:-1]
         except FileNotFoundError:
             return b""
@@ -539,15 +563,15 @@ class _Repository:
 
     def _note_merge(self, commits: str) -> None:
         """`commits` are those that a merge begins with: ours, theirs; "" if none is open."""
-        with open(self._journal, "w", encoding="utf-8") as file:
+        with open(open_own(self._journal, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as file:
             file.write(commits)
         self._is_merging = bool(commits)
 
     def recover(self) -> list[str]:
         """End what an earlier sync was killed in. Sessions that are in use: what they lost is given back later."""
         try:
-            with open(self._journal, encoding="utf-8") as file:
-                commits = file.read().split()
+            with open(open_own(self._journal, os.O_RDONLY), encoding="utf-8") as file:
+                commits = _COMMIT.findall(file.read())
         except FileNotFoundError:
             return []
         self._remove_locks()

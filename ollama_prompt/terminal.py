@@ -128,7 +128,8 @@ def show_matches(matches: list[dict[str, Any]], total: int) -> None:
     out = make_console()
     shown: list[RenderableType] = []
     for match in matches:
-        where = Text(f"{ago(match['created_at'])} · {match['role'] or 'title'} · {match['session_id']}", "dim")
+        facts = ago(match["created_at"]), one_line(match["role"] or "title"), match["session_id"]
+        where = Text(" · ".join(facts), "dim")
         shown += [
             _title(match["title"] or match["session_id"]),
             where,

@@ -17,7 +17,7 @@ import re
 
 from ollama_prompt import clock
 from ollama_prompt.records import images_of
-from ollama_prompt.render import visible
+from ollama_prompt.render import escaped, visible
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def as_json(transcript: Transcript, picture: Picture) -> str:
     import json
 
     lines = (json.dumps(message, ensure_ascii=False) for message in messages(transcript, picture))
-    return "[\n" + ",\n".join(f"  {line}" for line in lines) + "\n]\n"
+    return escaped("[\n" + ",\n".join(f"  {line}" for line in lines) + "\n]\n")
 
 
 def messages(transcript: Transcript, picture: Picture) -> list[dict[str, Any]]:

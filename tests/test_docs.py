@@ -297,6 +297,17 @@ def test_links_resolve(page: Path) -> None:
         assert not anchor or anchor in anchors(other), target
 
 
+def test_what_is_said_of_security_has_its_test() -> None:
+    page = "docs/security.md"
+    shown_by = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
+    for file, name in shown_by.findall(text_of(page)):
+        assert f"\ndef {name}(" in text_of(f"tests/{file}"), f"{file}::{name}"
+    lines = [
+        line for line in text_of(page).splitlines() if line.startswith("|") and not line.endswith(("---|", "test |"))
+    ]
+    assert [line for line in lines if not shown_by.search(line)] == []
+
+
 def test_the_set_up_commands_exist() -> None:
     scripts = re.findall(r"^python3 (scripts/\w+\.py)$", text_of("README.md"), re.MULTILINE)
     assert scripts == ["scripts/try.py", "scripts/test.py"]

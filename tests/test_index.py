@@ -180,7 +180,7 @@ def test_a_young_row_is_listed_without_a_stamp(index: Index) -> None:
 
 
 def test_a_session_in_two_files_has_two_rows(kept: Index) -> None:
-    kept.put(row(1, "copy/1.jsonl"))
+    kept.put(row(1, f"copy/{stores.new_id(1)}.jsonl"))
     assert len(kept.find(stores.new_id(1))) == 2
 
 
@@ -190,7 +190,7 @@ def test_a_row_takes_the_place_of_the_one_of_the_same_file(kept: Index) -> None:
 
 
 def test_sessions_are_removed_with_all_their_files(kept: Index) -> None:
-    kept.put(row(1, "copy/1.jsonl"))
+    kept.put(row(1, f"copy/{stores.new_id(1)}.jsonl"))
     kept.remove([stores.new_id(1), stores.new_id(3), stores.new_id(9)])
     assert_holds(kept, row(2))
     assert kept.rows()[0].path == row(2).path
