@@ -522,7 +522,7 @@ def test_no_index_leads_out_of_the_store(run: Run, home: Path, ollama: StandIn, 
     with closing(sqlite3.connect(home / "sessions.db", isolation_level=None)) as database:
         row = [*database.execute("SELECT * FROM files").fetchone()]
         row[2:4] = f"../../{name}", new_id(9)
-        database.execute(f"INSERT INTO files VALUES ({', '.join('?' * 12)})", row)
+        database.execute(f"INSERT INTO files VALUES ({', '.join('?' * len(row))})", row)
         database.execute("INSERT INTO readings SELECT ?, saved FROM readings", (row[2],))
     victim = home.parent / name
     victim.write_bytes(stores.lines(new_id(9)))
