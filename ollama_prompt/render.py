@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
-_UNESCAPED_UTF_8 = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
+_UNESCAPED_UTF_8 = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
+_IN_UNESCAPED = (b"\x7f", b"\xc2", b"\xe2\x80\xa8", b"\xe2\x80\xa9")
 
 
 def as_json(data: dict[str, Any]) -> str:
@@ -56,9 +57,9 @@ def listing_as_json(lines: list[bytes], total: int) -> bytes:
     pieces[0] = start + b"\n" + pieces[0]
     pieces[-1] += b"\n" + end
     listing = b",\n".join(pieces)
-    if b"\x7f" not in listing and b"\xc2" not in listing:  # the search below takes as long as all else
+    if not any(part in listing for part in _IN_UNESCAPED):  # the search below takes as long as all else
         return listing
-    return _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % found[0][-1], listing)
+    return _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), listing)
 
 
 def listing_as_line(lines: list[bytes], total: int) -> str:
