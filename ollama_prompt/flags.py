@@ -74,6 +74,14 @@ class _Parser(argparse.ArgumentParser):
             hint = self._hint_for_value(message.removesuffix(": expected one argument").rpartition("--")[2])
         raise UsageError(message, hint=hint)
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """A value of --, as in --prompt=--, is taken for the end of the flags by Python 3.12.4 and older."""
+        if action.option_strings and arg_strings == ["--"]:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
     def _hint_for_words(self, words: str) -> str:
         """What somebody meant with words that stand alone."""
         for flag, first, second in zip(self.arguments, self.arguments[1:], self.arguments[2:], strict=False):
