@@ -351,6 +351,11 @@ def some_text(text: str) -> str:
     return text
 
 
+def search_text(text: str) -> str:
+    """Any text but none, as it may stand in a conversation."""
+    return some_text(valid_text(text))
+
+
 def since(text: str) -> str:
     """A time (a day begins at 00:00 UTC), or a number of days before now."""
     from ollama_prompt import clock

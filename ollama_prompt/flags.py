@@ -221,7 +221,7 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
     add, uuid = group.add_argument, _checked(config.session_id)
     add("--list-sessions", action="store_true", help="all sessions, newest use first")
     add("--limit", metavar="N", type=_checked(config.natural_number), help="list or find only the first N")
-    add("--search", metavar="TEXT", type=_checked(config.some_text), help="what was said with all these words in it")
+    add("--search", metavar="TEXT", type=_checked(config.search_text), help="what was said with all these words in it")
     add("--in", metavar="UUID", type=uuid, help="with --search: in this session only")
     add(
         "--since", metavar="TIME", type=_checked(config.since),
