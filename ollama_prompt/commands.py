@@ -6,7 +6,7 @@ from contextlib import nullcontext, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from collections.abc import Set as AbstractSet
     from typing import Any
 
@@ -145,11 +145,18 @@ _MESSAGE_KEYS = (
 def _origin(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Where a session comes from that did not begin here."""
     header = next((record for record in found if record["type"] == "session"), {})
-    return {key: header[key] for key in ("forked_from", "imported_from") if key in header}
+    return _printable(header, ("forked_from", "imported_from"))
+
+
+def _printable(record: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """What a record has under these keys, but for what is nested deeper than can be printed."""
+    from ollama_prompt.text import is_nested_too_deep
+
+    return {key: record[key] for key in keys if key in record and not is_nested_too_deep(record[key])}
 
 
 def _message(record: dict[str, Any], undone: AbstractSet[str]) -> dict[str, Any]:
-    shown = {key: record[key] for key in _MESSAGE_KEYS if key in record}
+    shown = _printable(record, _MESSAGE_KEYS)
     if "created_at" in shown:
         from ollama_prompt.clock import normal_time, whole_seconds
 

@@ -351,9 +351,9 @@ def some_text(text: str) -> str:
     return text
 
 
-def query(text: str) -> str:
-    """What is searched for, as a prompt with the same bytes is stored."""
-    return valid_text(some_text(text))
+def search_text(text: str) -> str:
+    """Any text but none, as it may stand in a conversation."""
+    return some_text(valid_text(text))
 
 
 def since(text: str) -> str:

@@ -73,20 +73,27 @@ class Documents:
         return {document.crc for each in (self._messages, *self._settings.values()) for document in each}
 
     def _take(self, record: Record) -> None:
-        id_ = record.get("id")
-        if id_ in self._seen:
-            return
-        self._seen.update([id_] if id_ is not None else [])
         at = clock.normal_time(record.get("created_at")) or self._began
+        if record["type"] == "session":  # without an id: one that was written by hand makes nothing void
+            if not self._has_header:
+                self._has_header = True
+                self._take_settings(record, at, is_header=True)
+        elif self._is_new(record.get("id")):
+            self._take_record(record, at)
+
+    def _is_new(self, id_: str | None) -> bool:
+        if id_ in self._seen:
+            return False
+        self._seen.update([id_] if id_ is not None else [])
+        return True
+
+    def _take_record(self, record: Record, at: str) -> None:
         if record["type"] == "message":
             self._messages.append(Document(record, self.end, "", at))
         elif record["type"] == "undo":
             self._undone.update(records.undone_ids(record))
         elif record["type"] == "meta":
             self._take_settings(record, at)
-        elif record["type"] == "session" and not self._has_header:
-            self._has_header = True
-            self._take_settings(record, at, is_header=True)
 
     def _take_settings(self, record: Record, at: str, is_header: bool = False) -> None:
         """A header is earlier than every other record, wherever it lies."""

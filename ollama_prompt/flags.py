@@ -75,6 +75,14 @@ class _Parser(argparse.ArgumentParser):
             hint = self._hint_for_value(message.removesuffix(": expected one argument").rpartition("--")[2])
         raise UsageError(message, hint=hint)
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """A value of --, as in --prompt=--, is taken for the end of the flags by Python 3.12.4 and older."""
+        if action.option_strings and arg_strings == ["--"]:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
     def _hint_for_words(self, words: str) -> str:
         """What somebody meant with words that stand alone."""
         for flag, first, second in zip(self.arguments, self.arguments[1:], self.arguments[2:], strict=False):
@@ -222,7 +230,7 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
     add, uuid = group.add_argument, _checked(config.session_id)
     add("--list-sessions", action="store_true", help="all sessions, newest use first")
     add("--limit", metavar="N", type=_checked(config.natural_number), help="list or find only the first N")
-    add("--search", metavar="TEXT", type=_checked(config.query), help="what was said with all these words in it")
+    add("--search", metavar="TEXT", type=_checked(config.search_text), help="what was said with all these words in it")
     add("--in", metavar="UUID", type=uuid, help="with --search: in this session only")
     add(
         "--since", metavar="TIME", type=_checked(config.since),

@@ -156,7 +156,7 @@ def _connected(path: str, uri: str, stack: ExitStack) -> Database:
         if "readonly" in str(error) or "unable to open" in str(error):
             raise _Unrecovered(str(error)) from error
         raise _failure(path, error) from error
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:  # it decodes SQLite's message, which may quote any bytes
         raise _Damaged(path, error) from error
     return Database(path, connection)
 
@@ -198,7 +198,7 @@ def _translated(path: str) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise _failure(path, error) from error
-    except (sqlite3.Error, OverflowError) as error:
+    except (sqlite3.Error, OverflowError, UnicodeError) as error:
         raise _Damaged(path, error) from error
 
 

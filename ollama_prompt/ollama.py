@@ -11,6 +11,7 @@ What the wire is like, and what follows from it:
   JSON inside the error's text. All three pass through `_Answer` and `_refused`.
 * 503 is "busy": asked again. A stream without `"done": true` at its end is an incomplete answer.
 * Lines are split on `\\n` only and decoded whole: a chunk may end anywhere, inside a character too.
+* A line, or the answer to a small question, may never end: what is longer than LONGEST is not read on.
 
 Invariants: only errors of the tree in `errors` leave this module (`_translated` is the one border);
 `Interrupted` and KeyboardInterrupt pass through and close the response. The API key goes to the
@@ -60,9 +61,10 @@ BUSY_LIMIT = 60.0  # seconds for which a busy server is asked again
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 LAST_CHANCE = 0.5  # seconds before the deadline at which a busy server is asked for the last time
 LAST_PAUSE = 0.1  # seconds before the end when it is asked for the last time
+_CODINGS = {"identity", "gzip", "deflate"}  # others may be a million times as long as they look
 _DEEPEST = 5  # errors in errors; Ollama's own reach 2
 POLL = 0.05  # seconds between two looks for a server that starts
-LONGEST = 64 << 20  # bytes of one line, and of an answer that is read whole: Ollama's own have a few million at most
+LONGEST = 1 << 25  # bytes of one answer, or of one line of a stream; Ollama's own are a thousandth of it
 
 _OVERFLOW = re.compile(r"request \((\d{1,18}) tokens\) exceeds the available context size \((\d{1,18}) tokens\)")
 _OVERFLOW_OLD = "input length exceeds the context length"
@@ -129,6 +131,7 @@ class Ollama:
         self._note = note
         self._cloud = is_cloud_name(model) or host.host.rstrip(".").lower() == "ollama.com"
         self._server: subprocess.Popen[bytes] | None = None
+        self._socket: Any = None  # the last one of httpx's own transport
         self._client = _client(host, api_key)
 
     def check(self) -> ModelFacts:
@@ -203,9 +206,13 @@ class Ollama:
     def _ask(self, method: str, path: str, content: bytes | None = None, limit: float | None = None) -> _Answer:
         """One small question and its whole answer, within METADATA_LIMIT or what is left."""
         with self._open(method, path, content, limit or METADATA_LIMIT) as (response, alarm), self._translated(alarm):
-            data = _whole(response)
-            alarm.check()
-            return _Answer(response.status_code, response.headers, data)
+            return self._whole(response, alarm)
+
+    def _whole(self, response: httpx.Response, alarm: _Alarm) -> _Answer:
+        """The answer, read to its end."""
+        data = _read(response)
+        alarm.check()
+        return _Answer(response.status_code, response.headers, data)
 
     @contextmanager
     def _open(
@@ -230,10 +237,22 @@ class Ollama:
         with self._translated(alarm, connected=False):
             left = alarm.left()
             patience = httpx.Timeout(left, connect=CONNECT_LIMIT if left is None else min(CONNECT_LIMIT, left))
+            told = {"connected": alarm.watch, "trace": self._watched_by(alarm)}
             request = self._client.build_request(
-                method, self._host.url + path, content=content, timeout=patience, extensions={"connected": alarm.watch}
+                method, self._host.url + path, content=content, timeout=patience, extensions=told
             )
             return self._client.send(request, stream=True)
+
+    def _watched_by(self, alarm: _Alarm) -> Callable[[str, dict[str, Any]], None]:
+        """Takes what httpx's own transport tells, so that its socket is watched before the headers are there too."""
+
+        def trace(event: str, info: dict[str, Any]) -> None:
+            if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+                self._socket = info["return_value"].get_extra_info("socket")
+            elif event.endswith(".send_request_headers.started"):
+                alarm.watch(self._socket)
+
+        return trace
 
     @contextmanager
     def _open_chat(self, content: bytes) -> Iterator[tuple[httpx.Response, _Alarm]]:
@@ -245,8 +264,7 @@ class Ollama:
                     yield response, alarm
                     return
                 with self._translated(alarm):
-                    answer = _Answer(response.status_code, response.headers, _whole(response))
-                    alarm.check()
+                    answer = self._whole(response, alarm)
             if answer.status != 503:
                 raise self._refused(answer) or OllamaError(f"Ollama answered with status {answer.status}")
             if not pauses.begun:
@@ -458,6 +476,7 @@ class _Alarm:
             ends.append(time.monotonic() + limit)
         self._end = min(ends, default=None)
         self._timer: threading.Timer | None = None
+        self._connection: Any = None
         self._fired = False
 
     def left(self) -> float | None:
@@ -473,21 +492,22 @@ class _Alarm:
             raise OllamaUnreachable("Ollama does not answer: its answer never ends")
 
     def watch(self, connection: Any) -> None:
-        """From now on, shut this socket down when the time is up."""
+        """From now on, shut this socket down when the time is up; a later one instead of an earlier one."""
         left = self.left()
-        if left is None or connection is None or self._timer is not None:
+        self._connection = connection or self._connection
+        if left is None or self._connection is None or self._timer is not None:
             return
-        self._timer = threading.Timer(left, self._shut_down, [connection])
+        self._timer = threading.Timer(left, self._shut_down)
         self._timer.daemon = True
         self._timer.start()
 
-    def _shut_down(self, connection: Any) -> None:
+    def _shut_down(self) -> None:
         import socket
 
         self._fired = True
         # Not close(): another thread reads from it, and a closed number could be another file's by now.
         with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def cancel(self) -> None:
         """The answer is there, or given up."""
@@ -631,36 +651,44 @@ def _client_with_tls(host: Host, headers: dict[str, str]) -> httpx.Client:
         raise UsageError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from error
 
 
-def _whole(response: httpx.Response) -> bytes:
-    """The body of an answer. Not without end: it is kept in memory."""
-    data = bytearray()
-    for piece in response.iter_bytes():
-        data += piece
-        _check_length(len(data))
-    return bytes(data)
-
-
-def _check_length(length: int) -> None:
-    if length > LONGEST:
-        raise OllamaError(f"the server's answer never ends: {LONGEST:,} bytes came without the end of a line")
-
-
 def _lines(response: httpx.Response) -> Iterator[bytes]:
     """The lines of a stream, each as soon as it is whole. The last one may lack its end, unless it was cut."""
     started: list[bytes] = []
-    length, is_first = 0, True
-    for data in response.iter_bytes():
+    size = 0
+    is_first = True
+    for data in _decoded(response):
         first, *rest = data.split(b"\n")
         started.append(first)
-        length += len(first)
-        _check_length(length)
+        size += len(first)
+        if size > LONGEST:
+            raise httpx.DecodingError("a line in it is too long")
         if rest:
             yield from filter(bytes.strip, (b"".join(started), *rest[:-1]))
-            started, length, is_first = [rest[-1]], len(rest[-1]), False
+            started, size, is_first = [rest[-1]], len(rest[-1]), False
     last = b"".join(started)
     is_cut = _json_object(last) is None and (not is_first or last.startswith(b"{"))
     if last.strip() and not is_cut:
         yield last
+
+
+def _read(response: httpx.Response) -> bytes:
+    """The whole body."""
+    pieces: list[bytes] = []
+    size = 0
+    for data in _decoded(response):
+        pieces.append(data)
+        size += len(data)
+        if size > LONGEST:
+            raise httpx.DecodingError("it is too long")
+    return b"".join(pieces)
+
+
+def _decoded(response: httpx.Response) -> Iterator[bytes]:
+    """The body as it arrives, without compression."""
+    codings = response.headers.get_list("content-encoding", split_commas=True)
+    if len(codings) > 1 or not _CODINGS.issuperset(codings):
+        raise httpx.DecodingError(f"it is compressed: {', '.join(codings)}")
+    return response.iter_bytes()
 
 
 def _json_object(data: bytes) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from ollama_prompt.summary import NeedsWholeFile, Summary
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
     from typing import Any, BinaryIO
 
     from ollama_prompt.records import Record
@@ -266,7 +267,11 @@ def read(path: str, session_id: str, saved: dict[str, Any] | None = None) -> Rea
                     return _read_rest(file, reading)
         with suppress(NeedsWholeFile):
             return _read_whole(file, Reading(Summary(session_id), stamp))
-        return _read_whole(file, Reading(Summary(session_id, _undone(file)), stamp))
+        reading = _read_whole(file, Reading(Summary(session_id, _undone(file, stamp[0])), stamp))
+        # An undo that has the id of an earlier record does not count: it takes nothing back.
+        if reading.repeats and (undone := _undone(file, stamp[0], reading.repeats)) != reading.summary.undone:
+            return _read_whole(file, Reading(Summary(session_id, undone), stamp))
+        return reading
 
 
 @contextmanager
@@ -303,15 +308,19 @@ def _read_rest(file: BinaryIO, reading: Reading) -> Reading:
     return reading
 
 
-def _undone(file: BinaryIO) -> set[str]:
-    """The ids that any undo in the file takes back."""
+def _undone(file: BinaryIO, size: int, void: AbstractSet[int] = frozenset()) -> set[str]:
+    """The ids that the undos within `size` bytes take back, but for those at the offsets in `void`."""
     ids: set[str] = set()
+    offset = 0
     file.seek(0)
     for line in file:
-        if b'"undo"' in line or b"\\u" in line or b"\0" in line:  # other ways to write it
+        if not line.endswith(b"\n") or offset + len(line) > size:
+            break
+        if (b'"undo"' in line or b"\\u" in line or b"\0" in line) and offset not in void:  # other ways to write it
             with suppress(DamagedLine):
                 record = records.decode(line)
                 ids.update(records.undone_ids(record) if record["type"] == "undo" else ())
+        offset += len(line)
     return ids
 
 

@@ -39,6 +39,14 @@ def _is_lone(char: str) -> bool:
     return "\ud800" <= char <= "\udfff" and not "\udc80" <= char <= "\udcff"
 
 
+def is_nested_too_deep(value: Any, depth: int = 0) -> bool:
+    """Whether JSON writers may not come to its end: readers go deeper."""
+    if not isinstance(value, (dict, list)):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth >= DEEPEST or any(is_nested_too_deep(item, depth + 1) for item in inner)
+
+
 def sendable(value: Any, depth: int = 0) -> Any:
     """A value of JSON as it can be stored and sent: valid text, numbers of 64 bits, not nested too deep."""
     if depth > DEEPEST:

@@ -675,6 +675,13 @@ def test_an_action_prints_one_line(run: Run, home: Path, odd_session: str, actio
         assert printed == as_json.json
 
 
+def test_a_listing_for_people_ends_lines_with_newlines_only(run: Run, odd_session: str) -> None:
+    """It has one session a line, also for who takes U+2028 for the end of one."""
+    printed = run("--list-sessions").stdout
+    assert len(printed.splitlines()) == printed.count("\n")
+    assert json.loads(printed)["sessions"][0]["title"] == "t\u2028\x85t"
+
+
 def test_an_empty_listing(run: Run, home: Path) -> None:
     assert succeed(run("--list-sessions", *EVENTS)).stdout == '{"sessions": [], "total": 0}\n'
     assert not home.exists()

@@ -59,6 +59,12 @@ def test_nothing_is_found(quick: Run, path: Path) -> None:
     assert succeed(quick("--search", "walrus", "--output", "text")).stdout == ""
 
 
+def test_undecodable_words_are_looked_for_as_they_would_be_stored(quick: Run, home: Path) -> None:
+    stores.make(home, 1, b"".join(map(line, [header(stores.new_id(1)), message(1, "user", "caf\ufffd")])))
+    (match,) = succeed(quick("--search", "caf\udce9")).json["matches"]
+    assert match["snippet"] == "⟦caf\ufffd⟧"
+
+
 def test_limit_and_total(quick: Run, home: Path) -> None:
     for number in range(30):
         stores.make(home, number)

@@ -157,6 +157,11 @@ WRONG_VALUES = [
     ("--completion", ""),
     ("--completion",),
     ("-c",),
+    ("-p", "x", "--session-id=--"),
+    ("-p", "x", "--temperature=--"),
+    ("-p", "x", "--output=--"),
+    ("-p", "x", "--think=--"),
+    ("-p", "x", "--option=--"),
 ]
 
 
@@ -165,6 +170,12 @@ def parse(arguments: tuple[str, ...]) -> None:
     parsed = flags.parse(arguments)
     if parsed.action is None:
         config.Request(parsed, {}, config.read_prompt(parsed))
+
+
+@pytest.mark.parametrize("word", ["--prompt=--", "-p=--", "-p--"])
+def test_two_dashes_are_a_prompt_too(word: str) -> None:
+    assert flags.parse([word]).prompt == "--"
+    assert flags.parse([word, "--system=--", "--title=--"]).system == "--"
 
 
 @pytest.mark.parametrize("arguments", [*CONTRADICTIONS, *WRONG_VALUES], ids=lambda words: " ".join(words)[:60])

@@ -1108,6 +1108,20 @@ def test_a_setting_that_is_nested_too_deep_is_left_out(quick: Run, home: Path, d
         check_next_turn(quick, path, 5)
 
 
+@pytest.mark.parametrize("depth", [250, 300, 1000])
+def test_what_is_nested_too_deep_to_be_printed_is_left_out(quick: Run, home: Path, depth: int) -> None:
+    head = line(header(ONE))[:-2] + b',"imported_from":' + deep(depth) + b"}\n"
+    keys = (b"references", b"images", b"tokens")
+    odd = [
+        line(stores.message(n, "user", "Hi"))[:-2] + b',"%b":%b}\n' % (key, deep(depth)) for n, key in enumerate(keys)
+    ]
+    make(home, 1, b"".join([head, *odd]))
+    shown = succeed(quick("--session-info", ONE)).json
+    assert "imported_from" not in shown
+    assert [message.keys() for message in shown["messages"]] == [{"id", "role", "content", "created_at"}] * 3
+    succeed(quick("--session-info", ONE, "--output", "text"))
+
+
 def test_an_option_that_is_nested_too_deep_is_refused(quick: Run, home: Path) -> None:
     for depth in (250, 300, 1000):
         fail(quick("-p", "Hi", "--option", f"x={deep(depth).decode()}"), "usage", 2)

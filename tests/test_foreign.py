@@ -996,6 +996,19 @@ def test_a_corrupt_database(tmp_path: Path, spoil: Any) -> None:
     assert not foreign.is_1x(str(path))
 
 
+def test_a_corrupt_database_whose_error_is_no_text(tmp_path: Path) -> None:
+    """SQLite names what is wrong in bytes that Python cannot decode."""
+    path = make_1x(tmp_path / "sessions.db", session_1x(ID, TALK))
+    data = path.read_bytes()
+    named = data.index(b"idx_sessions_modelsessions")  # name and table, as the schema has them
+    path.write_bytes(
+        data[:named]
+        + b"\x85"
+        + data[named + 1 :].replace(b"CREATE INDEX idx_sessions_model", b"XREATE INDEX idx_sessions_model")
+    )
+    assert "is damaged" in fails(path).message
+
+
 def test_one_corrupt_conversation_costs_only_itself(tmp_path: Path) -> None:
     long = [said(1, "user", "x" * 50_000)]
     path = make_1x(tmp_path / "sessions.db", session_1x(OTHER, long, context=""), session_1x(ID, TALK))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import os
 import signal
@@ -334,6 +335,51 @@ def test_an_answer_that_cannot_be_decoded_refuses(ollama: StandIn, connect: Conn
     assert not info.value.keeps_prompt
 
 
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "keeps_prompt"),
+    [
+        ("/api/show", HEAD + b"x" * 1100, False),
+        ("/api/chat", HEAD + b'{"message": {"content": "' + b"x" * 1100, True),
+        ("/api/chat", HEAD.replace(b"200", b"400") + b"x" * 1100, True),
+    ],
+)
+@pytest.mark.parametrize("transport", [Host, HttpxOwnTransport])
+def test_what_never_ends_is_not_read_on(
+    connect: Connect,
+    raw_server: Callable[[bytes], int],
+    monkeypatch: pytest.MonkeyPatch,
+    transport: type[Host],
+    path: str,
+    data: bytes,
+    keeps_prompt: bool,
+) -> None:
+    """The connection stays open: without a longest answer this would wait."""
+    monkeypatch.setattr(module, "LONGEST", 1000)
+    client = connect(host=transport(port=raw_server(data)), within=20)
+    with pytest.raises(OllamaError, match="too long") as info:
+        client.check() if path == "/api/show" else list(client.chat(ASK))
+    assert info.value.keeps_prompt is keeps_prompt
+
+
+@pytest.mark.parametrize("coding", ["gzip, gzip", "gzip, identity", "br", "x"])
+def test_what_may_be_far_longer_than_it_looks_is_not_read(
+    connect: Connect, raw_server: Callable[[bytes], int], coding: str
+) -> None:
+    data = gzip.compress(gzip.compress(b"{}")) if coding == "gzip, gzip" else b"{}"
+    port = raw_server(b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\n\r\n" % coding.encode() + data)
+    with pytest.raises(OllamaError, match="compressed"):
+        connect(host=Host(port=port), within=20).check()
+
+
+def test_what_is_compressed_once_is_read(connect: Connect, raw_server: Callable[[bytes], int]) -> None:
+    data = gzip.compress(b'{"capabilities": ["vision"]}')
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(data)
+    assert connect(host=Host(port=raw_server(head + data))).check().capabilities == ("vision",)
+
+
 def test_https_where_http_is_spoken(ollama: StandIn, connect: Connect) -> None:
     with pytest.raises(OllamaUnreachable, match="TLS") as info:
         connect(host=Host("https", port=ollama.port)).check()
@@ -627,9 +673,9 @@ def test_the_server_may_say_when(
 # -- limits and interrupts -----------------------------------------------------------------------------
 
 
-def test_the_deadline_limits_headers_too(ollama: StandIn, connect: Connect) -> None:
+def test_the_deadline_limits_headers_too(ollama: StandIn, connect: Connect, host: Host) -> None:
     ollama.fail("slow_head")
-    _, error = caught(connect(within=0.3))
+    _, error = caught(connect(host=host, within=0.3))
     assert isinstance(error, AnswerTimeout)
     ollama.wait(gone=1, timeout=5)  # it left before they were whole
 

@@ -240,6 +240,15 @@ def test_a_snippet_of_a_long_word(indexer: Indexer, home: Path) -> None:
 TEXT = st.text(st.sampled_from("abe c-'\"*(é\u0301天气地カで한국ß\0_A\nﬁ🎉"), max_size=12)
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_header_makes_no_message_void(indexer: Indexer, home: Path, is_first: bool) -> None:
+    """One that was written by hand may have the id of a message."""
+    head = line(header(stores.new_id(1), id=stores.new_id(5), title="needle in the title"))
+    said = line(message(5, "user", "needle in a message"))
+    stores.make(home, 1, head + said if is_first else said + head)
+    assert sorted(found(indexer, "needle")) == ["⟦needle⟧ in a message", "⟦needle⟧ in the title"]
+
+
 @given(texts=st.lists(TEXT, min_size=1, max_size=5), sought=TEXT)
 @settings(max_examples=300, deadline=None)
 def test_a_word_fits_as_its_pieces_say(texts: list[str], sought: str) -> None:

@@ -588,18 +588,3 @@ def test_what_a_hint_says_can_be_pasted_into_a_shell(run: Run, home: Path, ollam
     assert hint == "ollama pull 'x; rm -rf ~'"
     ollama.fail("redirect", location="http://x/$(id)/api/show", path="/api/show")
     assert fail(run("-p", "Hi"), "ollama_error")["hint"] == "Set OLLAMA_HOST='http://x/$(id)'"
-
-
-class Endless:
-    """An answer without end, of a server that wants our memory."""
-
-    def iter_bytes(self) -> Iterator[bytes]:
-        while True:
-            yield b"x" * 1000
-
-
-@pytest.mark.parametrize("read", [ollama._whole, lambda response: list(ollama._lines(response))])
-def test_an_answer_without_end_ends(monkeypatch: pytest.MonkeyPatch, read: Any) -> None:
-    monkeypatch.setattr(ollama, "LONGEST", 10_000)
-    with pytest.raises(OllamaError, match="never ends: 10,000 bytes"):
-        read(Endless())

@@ -413,6 +413,39 @@ def test_a_line_without_an_end_is_still_being_written(path: str) -> None:
     assert [reason for _, reason in reading.damage] == ["the header is missing"]
 
 
+UNDO = {"type": "undo", "ids": [stores.new_id(1)]}
+OTHER_UNDO = stores.line({"type": "undo", "id": "u", "ids": [stores.new_id(2)]})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ONE + TWO + OTHER_UNDO + stores.line({**UNDO, "id": stores.new_id(2)}),
+        ONE + TWO + OTHER_UNDO + stores.line({**UNDO, "id": "v"})[:-1],
+    ],
+    ids=["repeated", "unterminated"],
+)
+def test_an_undo_that_does_not_count_takes_nothing_back(path: str, data: bytes) -> None:
+    put(path, data)
+    summary = session_file.read(path, ID).summary
+    assert summary.undone == {stores.new_id(2)}
+    assert summary.message_count == 1
+
+
+def test_an_undo_that_is_added_while_reading_belongs_to_the_next_reading(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(path, ONE + TWO + OTHER_UNDO)
+    real = session_file.stamp_of
+
+    def grown(status: os.stat_result) -> session_file.Stamp:
+        put(path, ONE + TWO + OTHER_UNDO + stores.line({**UNDO, "id": "v"}))
+        return real(status)
+
+    monkeypatch.setattr(session_file, "stamp_of", grown)
+    assert session_file.read(path, ID).summary.message_count == 1
+
+
 def test_damage_is_told_by_line_and_hides_nothing(path: str) -> None:
     put(path, b"garbage\n" + ONE + b"\n<<<<<<<\n" + TWO)
     found, reading = session_file.load(path, ID)

@@ -1,0 +1,98 @@
+"""Feed the readers, the HTTP client and the flags with what nobody would send; see docs/reliability.md.
+
+    python3 scripts/fuzz.py [reader|client|arguments|all] [--cases N] [--seed S] [--first N]
+    python3 scripts/fuzz.py TARGET --again FILE
+
+Prints its seed first and a table in Markdown last. Where something is not as promised, the input is kept in a file, and
+how to run it again is printed; the exit code is 1. Needs POSIX. Nothing leaves this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import random
+import sys
+from pathlib import Path
+
+from environment import ROOT, Environment, Failed, say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from fuzz_runs import Target
+
+CASES = {"reader": 1_000_000, "client": 20_000, "arguments": 100_000}
+"""How many cases a run has of each target, unless it is told."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is asked for; the exit code."""
+    wanted = _parser().parse_args(arguments)
+    names = list(CASES) if wanted.target == "all" else [wanted.target]
+    sys.path.insert(0, str(ROOT / "tests"))
+    import fuzz_runs
+
+    if wanted.again:
+        return _again(names[0], wanted.again)
+    print(f"seed: {wanted.seed}", flush=True)
+    results = []
+    for name in names:
+        target = _target(name)
+        try:
+            results.append(
+                fuzz_runs.run(target, wanted.seed, wanted.cases or CASES[name], wanted.first, wanted.findings)
+            )
+        finally:
+            target.close()
+    print("\n".join(["", fuzz_runs.HEAD, *(figures.row() for figures in results)]))
+    return 1 if any(figures.findings for figures in results) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Fuzz the readers of files, the HTTP client and the flags.")
+    parser.add_argument("target", nargs="?", choices=[*CASES, "all"], default="all")
+    parser.add_argument("--cases", type=int, help="how many of each target")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser.add_argument("--first", type=int, default=0, help="the number of the first case")
+    parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), help="where inputs are kept")
+    parser.add_argument("--again", type=Path, help="run the input in this file, once")
+    return parser
+
+
+def _target(name: str) -> Target:
+    made: Target = getattr(importlib.import_module(f"fuzz_{name}"), name.capitalize())()
+    return made
+
+
+def _again(name: str, path: Path) -> int:
+    """Run one input; what it raises is seen."""
+    target = _target(name)
+    try:
+        target.run(path.read_bytes())
+    finally:
+        target.close()
+    say(f"{path}: as promised")
+    return 0
+
+
+def run_in_environment() -> NoReturn:
+    """Run this in the environment of the tests, which is made where it is missing."""
+    environment = Environment(".venv-test")
+    if Path(sys.prefix) == environment.folder:
+        sys.exit(main(sys.argv[1:]))
+    try:
+        environment.make()
+        environment.install_with_embedded("test")
+    except Failed as failure:
+        sys.exit(f"error: {failure}")
+    os.execv(environment.python, [str(environment.python), *sys.argv])
+
+
+if __name__ == "__main__":
+    try:
+        run_in_environment()
+    except KeyboardInterrupt:
+        sys.exit(130)
