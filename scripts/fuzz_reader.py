@@ -276,8 +276,8 @@ def _check_documents(data: bytes, found: list[Record], reading: Reading) -> None
 def _check_listing(reading: Reading) -> None:
     """The row of the index, and the listing that is made of it."""
     row = Row.of("2026-09/x", reading, young=False)
-    line = row.entry("/store/")[-1]
-    listing = render.listing_as_json([line], 1).decode()
+    line = row.line("/store/")
+    listing = b"".join(render.listing_as_json([line], 1)).decode()
     _assert_json(listing)
     assert _assert_json(render.listing_as_line([line], 1)) == json.loads(listing)
     assert json.loads(json.dumps(row.saved)) == row.saved, "the index cannot keep what was read"

@@ -26,8 +26,8 @@ from stores import fail, header, line, message, new_id, succeed
 from test_chat import PROMPT, talk
 from test_sync import QUIET, Machine, git, hub, synced, two
 
-from ollama_prompt import commands, index, layout, ollama, search_index
-from ollama_prompt.errors import GitFailed, OllamaError
+from ollama_prompt import commands, index, layout, search_index
+from ollama_prompt.errors import GitFailed
 from ollama_prompt.query import Scope
 
 if TYPE_CHECKING:
