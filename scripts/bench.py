@@ -16,7 +16,7 @@ a second of CPU time. Their words are made up, as frequent as words are (Zipf), 
 
 With --peers instead the same side by side with programs that do similar things (`comparison`), and with --real also a
 conversation on the Ollama at OLLAMA_HOST (`real_ollama`). Tables go to stdout, in Markdown, with --json FILE also as
-data; what is being done goes to stderr. That takes an hour; --few has small stores only, to see that it works.
+data; what is being done goes to stderr. That takes about an hour; --few has small stores only, to see that it works.
 """
 
 from __future__ import annotations
@@ -287,7 +287,10 @@ def measure_search(bench: Bench, rounds: int) -> None:
 def compare(rounds: int, wanted: argparse.Namespace) -> Report:
     """Ours and its peers, side by side."""
     with contextlib.redirect_stdout(sys.stderr), processes.folder() as folder, bench_server.running() as server:
-        programs, told = comparison.installed([peers.Ours(), peers.FirstMajor(), peers.Llm(), peers.ShellGpt()])
+        every = [peers.Ours(), peers.FirstMajor(), peers.Llm(), peers.ShellGpt()]
+        programs, told = comparison.ready(every, folder, server.url)
+        if every[0] not in programs:
+            raise Failed(told[every[0].name])
         made = comparison.Comparison(programs, folder, server, rounds)
         made.starting()
         made.sessions(comparison.SIZES[: 2 if wanted.few else None])
@@ -296,7 +299,8 @@ def compare(rounds: int, wanted: argparse.Namespace) -> Report:
         if wanted.real:
             made.tables.append(real_ollama.measure(programs, folder, 6 if wanted.few else 18))
     notes = [program.note for program in programs if program.note]
-    return Report(told, notes, made.tables, made.floors)
+    absent = [program.name for program in every if program not in programs]
+    return Report(told, absent, notes, made.tables, made.floors)
 
 
 def measure(wanted: argparse.Namespace) -> None:

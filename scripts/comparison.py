@@ -74,8 +74,6 @@ class Comparison:
         self.last: dict[str, str] = {}
         """A session of each program's, in the store that is measured."""
         self.asked = 0
-        for program in programs:
-            program.url = server.url
 
     def prompt(self) -> str:
         """One that was not asked before: shell-gpt has an answer to an old one without asking."""
@@ -298,14 +296,16 @@ def bytes_cell(number: int | None) -> Cell:
     return {"value": number, "text": size(number)}
 
 
-def installed(programs: list[Program]) -> tuple[list[Program], dict[str, str]]:
-    """The programs that could be installed, and what is known of each: its releases, or why it is not there."""
-    found, told = [], {}
+def ready(programs: list[Program], folder: Path, url: str) -> tuple[list[Program], dict[str, str]]:
+    """The programs that answer, and what is known of each: its releases, or why it does not."""
+    answering, told = [], {}
     for program in programs:
+        program.url = url
         try:
             program.install()
-            found.append(program)
             told[program.name] = program.version()
-        except Failed as failure:
-            told[program.name] = f"not installed: {failure}"
-    return found, told
+            program.must(program.new("Hello."), folder / "ready" / program.name)
+            answering.append(program)
+        except (Failed, Missing) as trouble:
+            told[program.name] = f"{told.get(program.name, 'not installed')}: {trouble}"
+    return answering, told

@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from environment import Failed
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,6 +41,7 @@ class Process:
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
         handle, self._report = tempfile.mkstemp(prefix="cost-")
         os.close(handle)
+        self._command = command[0]
         launched = [sys.executable, "-I", "-S", str(LAUNCHER), self._report, *command]
         nothing = subprocess.DEVNULL
         self._process = subprocess.Popen(
@@ -48,8 +51,11 @@ class Process:
     def end(self) -> Cost:
         """Wait for its end; what it cost."""
         output, complaint = self._process.communicate()
-        code, cpu, clock, peak, written = Path(self._report).read_text(encoding="ascii").split()
+        report = Path(self._report).read_text(encoding="ascii").split()
         os.unlink(self._report)
+        if not report:
+            raise Failed(f"{self._command} cannot be run: {complaint.decode('utf-8', 'replace').strip()}")
+        code, cpu, clock, peak, written = report
         to_files = int(written) - len(output) - len(complaint) if int(written) >= 0 else None
         texts = (text.decode("utf-8", "replace") for text in (output, complaint))
         return Cost(float(cpu), float(clock), int(peak), to_files, int(code), *texts)

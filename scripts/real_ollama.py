@@ -34,7 +34,7 @@ CODE_WORD = "heliotrope"
 DEFAULT_WINDOW = 4096
 PATIENCE = 600
 WORDS = 280
-"""In a turn's prompt: about 400 tokens."""
+"""In a turn's prompt: about 320 tokens."""
 NOUNS = ("river", "stone", "window", "garden", "paper", "bridge", "winter", "letter", "copper", "forest", "market")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -38,8 +39,13 @@ def processor() -> str:
 class Report:
     """The tables of one run, the programs in their order, the first being ours."""
 
-    def __init__(self, told: dict[str, str], notes: list[str], tables: list[Table], floors: list[float]) -> None:
+    def __init__(
+        self, told: dict[str, str], absent: list[str], notes: list[str], tables: list[Table], floors: list[float]
+    ) -> None:
         self.told = told
+        for table in tables:
+            for name, case in itertools.product(absent, table.rows):
+                table.add(case, name, {"why": told[name]})
         self.notes = notes
         self.tables = tables
         self.floor_ms = 1000 * statistics.median(floors)
