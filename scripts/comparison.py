@@ -92,7 +92,7 @@ class Comparison:
                     self.round(case, number, runs[key])
         for one in runs.values():
             if len(one.costs) > 1:  # else the first already took the whole budget
-                del one.costs[0]
+                del one.costs[0], one.sent[0]
         self.floors.append(statistics.median(floors[1:]))
         return self.floors[-1], runs
 
@@ -201,8 +201,8 @@ class Comparison:
         for (case, name), one in runs.items():
             spent = time_cell(floor, one)
             time.add(case, name, spent)
-            written.add(case, name, spent if "why" in spent else bytes_cell(one.costs[0].written))
-            sent.add(case, name, spent if "why" in spent else bytes_cell(one.sent[0]))
+            written.add(case, name, spent if "why" in spent else bytes_cell(one.costs[-1].written))
+            sent.add(case, name, spent if "why" in spent else bytes_cell(one.sent[-1]))
         time.targets = {case: TARGETS[case] for case in time.rows if case in TARGETS}
         self.tables += [time, written, sent]
 

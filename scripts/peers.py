@@ -300,6 +300,8 @@ class FirstMajor(Program):
 def opened(path: Path) -> Iterator[Database]:
     """A database, and at the end what was added to it."""
     link = sqlite3.connect(path)
+    link.execute("pragma cache_size = -500000")  # ids lie in no order: a small cache would write each page many times
+    link.execute("pragma synchronous = off")
     try:
         with link:
             yield Database(link)
