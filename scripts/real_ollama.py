@@ -149,8 +149,8 @@ class Conversation:
         knows = CODE_WORD in self.said[-1]["content"].lower()
         late = statistics.median(self.clocks[-4:])
         cells: dict[str, Cell] = {
-            "tokens said": {"value": said, "text": f"{said:,}"},
-            "tokens seen in the last turn": {"value": seen, "text": f"{seen:,}"},
+            "tokens said": {"tokens": said, "text": f"{said:,}"},
+            "tokens seen in the last turn": {"tokens": seen, "text": f"{seen:,}"},
             "part seen": {"value": round(min(seen / said, 1), 2), "text": f"{100 * min(seen / said, 1):.0f} %"},
             "names the code word": {"value": int(knows), "text": "yes" if knows else "no"},
             "seconds for all turns": {
