@@ -1,8 +1,8 @@
 """Results as tables: for people in Markdown, for programs in JSON.
 
 A table has a row for each case and a column for each program. A cell is a dict: `text` is shown, `value`, if any, ranks
-it in its row, the rest is what was measured. A cell with `why` instead holds no figure and says why not. Nothing here knows
-what a figure means; which program is first, and where the first column is not, follows from the values.
+it in its row, the rest is what was measured. A cell with `why` instead holds no figure and says why not. Nothing here
+knows what a figure means; which program is first, and where the first column is not, follows from the values.
 """
 
 from __future__ import annotations
