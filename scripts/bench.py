@@ -1,6 +1,6 @@
 """What a call of the command costs, as ratios to bare Python in the same run.
 
-    python3 scripts/bench.py [--rounds N] [--git | --search]
+    python3 scripts/bench.py [--rounds N] [--git | --search | --peers [--real]] [--json FILE]
 
 Each figure is the CPU time (user + system) of whole processes, the median of many rounds, divided by
 that of `python -I -c "import argparse, sqlite3"`. All cases take turns within each round, so that a
@@ -13,11 +13,16 @@ and a listing after 500 sessions were pulled as a ratio to a listing. That takes
 
 With --search instead what finding something takes in 10,000 sessions of 50 kB, and how many MB of them are indexed in
 a second of CPU time. Their words are made up, as frequent as words are (Zipf), 200,000 of them.
+
+With --peers instead the same side by side with programs that do similar things (`comparison`), and with --real also a
+conversation on the Ollama at OLLAMA_HOST (`real_ollama`). Tables go to stdout, in Markdown, with --json FILE also as
+data; what is being done goes to stderr. That takes about an hour; --few has small stores only, to see that it works.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -36,19 +41,25 @@ from environment import ROOT, Environment, Failed, say
 
 sys.path.insert(0, str(ROOT / "tests"))
 
+import bench_server
+import comparison
+import peers
+import processes
+import real_ollama
 import stores
+from report import Report
 from standin import StandIn
 
 FLOOR = ["-I", "-c", "import argparse, sqlite3"]
 MODEL = "smollm2"
 TARGETS = {
-    "--help": 1.3,
-    "--version": 1.3,
-    "usage error": 1.3,
-    "--list-sessions, 10": 1.6,
-    "--list-sessions, 10,000": 4.0,
-    "new turn": 4.5,
-    "continued turn": 4.5,
+    "--help": 1.2,
+    "--version": 1.2,
+    "usage error": 1.2,
+    "--list-sessions, 10": 1.5,
+    "--list-sessions, 10,000": 3.5,
+    "new turn": 4.2,
+    "continued turn": 4.2,
 }
 WHO = dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"), "bench")
 GIT_RATIOS = {
@@ -273,46 +284,76 @@ def measure_search(bench: Bench, rounds: int) -> None:
     say(f"| indexing, MB a second of CPU time | {rate:.0f} (not x floor) | {INDEXING_TARGET:.0f} |")
 
 
-def install(environment: Environment) -> None:
-    """The project as it is now, not editable: as users have it."""
-    environment.make()
-    environment.install(".")
-    again = [str(environment.python), "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", "--compile", "."]
-    if subprocess.run(again, cwd=ROOT, check=False).returncode:
-        raise Failed("pip could not install the project; its message is above")
+def compare(rounds: int, wanted: argparse.Namespace) -> Report:
+    """Ours and its peers, side by side."""
+    with contextlib.redirect_stdout(sys.stderr), processes.folder() as folder, bench_server.running() as server:
+        every = [peers.Ours(), peers.FirstMajor(), peers.Llm(), peers.ShellGpt()]
+        programs, told = comparison.ready(every, folder, server.url)
+        if every[0] not in programs:
+            raise Failed(told[every[0].name])
+        made = comparison.Comparison(programs, folder, server, rounds)
+        made.starting()
+        made.sessions(comparison.SIZES[: 2 if wanted.few else None])
+        made.turns(comparison.TURNS[: 2 if wanted.few else None])
+        made.at_once()
+        if wanted.real:
+            made.tables.append(real_ollama.measure(programs, folder, 6 if wanted.few else 18))
+    notes = [program.note for program in programs if program.note]
+    absent = [program.name for program in every if program not in programs]
+    return Report(told, absent, notes, made.tables, made.floors)
 
 
-def main() -> int:
-    """Measure; the exit code."""
+def measure(wanted: argparse.Namespace) -> None:
+    """Ours alone."""
+    program = peers.Ours()
+    program.install()
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    server = StandIn()
+    try:
+        bench = Bench(program.environment, folder, server)
+        if wanted.git:
+            measure_git(bench, wanted.rounds)
+            report_git(bench)
+        elif wanted.search:
+            measure_search(bench, wanted.rounds)
+        else:
+            say("making stores …")
+            prepare(bench)
+            say(f"measuring, {wanted.rounds} rounds …")
+            bench.measure(wanted.rounds)
+            report(bench)
+    finally:
+        server.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def flags() -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser(description="CPU time of the command as ratios to bare Python")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--git", action="store_true", help="a store under git instead")
     parser.add_argument("--search", action="store_true", help="a large store that is searched instead")
-    wanted = parser.parse_args()
-    environment = Environment(".venv-bench")
-    folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    server = StandIn()
+    parser.add_argument("--peers", action="store_true", help="side by side with other programs instead")
+    parser.add_argument("--real", action="store_true", help="with --peers: also on a real Ollama")
+    parser.add_argument("--few", action="store_true", help="with --peers: small stores only")
+    parser.add_argument("--json", metavar="FILE", help="with --peers: the raw figures")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure; the exit code."""
+    wanted = flags()
     try:
-        install(environment)
-        bench = Bench(environment, folder, server)
-        if wanted.git:
-            measure_git(bench, wanted.rounds)
-            report_git(bench)
+        if not wanted.peers:
+            measure(wanted)
             return 0
-        if wanted.search:
-            measure_search(bench, wanted.rounds)
-            return 0
-        say("making stores …")
-        prepare(bench)
-        say(f"measuring, {wanted.rounds} rounds …")
-        bench.measure(wanted.rounds)
-        report(bench)
-    except Failed as failure:
+        found = compare(wanted.rounds, wanted)
+    except (Failed, peers.Missing) as failure:
         say(f"error: {failure}")
         return 1
-    finally:
-        server.close()
-        shutil.rmtree(folder, ignore_errors=True)
+    say(found.markdown())
+    if wanted.json:
+        found.write(wanted.json)
     return 0
 
 
