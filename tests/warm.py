@@ -12,6 +12,7 @@ signal there instead. Without both the steps are counted only.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -34,7 +35,9 @@ COUNTED = (
 IMPORTED = (
     *(f"ollama_prompt.{name}" for name in ("cli", "commands", "held_session", "locks", "render", "turn")),
     *(f"ollama_prompt.{name}" for name in ("attachments", "images", "foreign", "foreign_1x", "repair", "archive")),
-    "base64", "tempfile",
+    *(f"ollama_prompt.{name}" for name in ("indexer", "search", "checkup", "removal", "sync", "readable", "terminal")),
+    *(f"ollama_prompt.{name}" for name in ("structured", "directories", "gitignore", "references", "history")),
+    "base64", "importlib.resources", "tempfile",
 )  # fmt: skip
 AUDITED = ("open", "os.listdir", "os.scandir", "fcntl.flock", "os.chmod", "sqlite3.connect")
 
@@ -151,6 +154,8 @@ def import_all() -> None:
         importlib.import_module(name)
     with lean.lean_imports(host.parse_host("127.0.0.1")):
         importlib.import_module("ollama_prompt.ollama")
+        importlib.import_module("ollama_prompt.loopback")
+    gc.freeze()
 
 
 class Warm:
