@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from hasty import do_not_wait
 from hypothesis import settings
 from standin import StandIn
 from warm import Warm
@@ -64,6 +65,14 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     """Every path below a folder, with the bytes of files; empty if the folder does not exist."""
     found = sorted(folder.rglob("*"))
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in found}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hasty() -> Iterator[None]:
+    """No test waits for the disk in this process; those that are about fsync put their own in its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        do_not_wait(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import pytest
@@ -143,6 +146,50 @@ def fail(result: Result, code: str, exit_code: int = 1) -> Json:
     assert clean(result).returncode == exit_code, result
     assert result.error["code"] == code, result
     return result.error
+
+
+NEW = re.compile(
+    rb"(?P<id>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<=\.)[0-9a-f]{16}(?=\.tmp))"
+    rb'|(?<=")20\d\d-\d\d-\d\dT[\d:.]+Z(?=")'
+)
+"""What is another at each run: ids, also in the names of unfinished files, and times."""
+
+
+class States:
+    """What a command that was killed left behind: whether it did so at an earlier step already.
+
+    Most steps only read, so that a store is left again and again as it was, and what follows was seen before. States
+    are the same if only the new ids and times in their texts differ. A database must have the same bytes, which it has
+    until it is written to: what it knows of the files is then compared with them anew.
+    """
+
+    def __init__(self, *folders: Path) -> None:
+        self._folders = folders
+        self._known = {match["id"] for data in self._parts() for match in NEW.finditer(data)}
+        self._seen: set[tuple[bytes, ...]] = set()
+
+    def is_new(self, *more: str) -> bool:
+        """Whether the folders were not yet like this, with the same `more`."""
+        numbers: dict[bytes, int] = {}
+
+        def neutral(match: re.Match[bytes]) -> bytes:
+            found = match["id"]
+            if found in self._known:
+                return found
+            return b"id %d" % numbers.setdefault(found, len(numbers)) if found else b"time"
+
+        state = tuple(NEW.sub(neutral, part) for part in (*self._parts(), *map(str.encode, more)))
+        is_new = state not in self._seen
+        self._seen.add(state)
+        return is_new
+
+    def _parts(self) -> Iterator[bytes]:
+        """Names, modes and contents."""
+        for folder in self._folders:
+            for path in sorted(folder.rglob("*")):
+                status = path.lstat()
+                yield b"%s %o" % (os.fsencode(path), status.st_mode)
+                yield path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
 
 
 def listed(result: Result) -> list[Json]:

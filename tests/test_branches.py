@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stores
 from hasty import do_not_wait
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from stores import add, header, line, make, message, new_id, records, refuse, replace
@@ -369,6 +369,7 @@ class Branches(RuleBasedStateMachine):
 
 
 TestBranches = Branches.TestCase
+TestBranches.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
 # --- Whatever is in a file -------------------------------------------------------------------------

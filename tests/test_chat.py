@@ -365,6 +365,7 @@ def test_ctrl_z_stops_and_fg_goes_on(talk: Talk, ollama: StandIn, home: Path, no
     ollama.set(delay=0.05, answer_tokens=40)
     terminal.type(" a prompt", ENTER)
     terminal.expect("word3")
+    ollama.set(delay=0)  # for the answer after this one
     terminal.type(CTRL_Z)
     terminal.expect("$ ")
     assert terminal.is_in_order()

@@ -781,6 +781,8 @@ class Clones:
             self._git(name, "commit", "-q", "--allow-empty", "-m", "Turns")
         self._git("ours", "pull", "-q", "--no-rebase", "--no-edit", str(self.homes["theirs"]), "main")
         self._git("theirs", "pull", "-q", str(self.homes["ours"]), "main")
+        for home in self.homes.values():
+            os.utime(home / ".git", (0, 0))  # long ago: a turn waits while git seems to be at work
 
     def _git(self, where: str, *arguments: str) -> None:
         self._ours.home = self.homes[where]

@@ -542,13 +542,16 @@ def test_cut_short_at_every_step_and_run_again(
     expected = tree(home / "sessions"), tree(home / "attachments")
     assert len(stores.files(home)) == 2
     source = both.read_bytes()
+    states = stores.States(home)
     codes = set()
     for step in range(1 + shard, count + 1, SHARDS):
-        shutil.rmtree(home)
+        shutil.rmtree(home, ignore_errors=True)
         warm.start("--import", str(both), env=environment, die_at=step, signal=signal)
         cut = stores.clean(Result(*warm.end()))
         codes.add(cut.returncode)
         assert cut.returncode or len(imported(cut)) == 2
+        if not states.is_new(str(cut.returncode), cut.stdout):
+            continue
         if home.exists():
             assert succeed(quick("--check")).json["damage"] == []
         again = succeed(quick("--import", str(both))).json

@@ -326,7 +326,8 @@ def shell(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
     command.chmod(0o755)
     del environment["OLLAMA_PROMPT_HOME"]
     who = {f"GIT_{role}_{what}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    return environment | who | {"PATH": f"{command.parent}:{environment['PATH']}", "GIT_CONFIG_GLOBAL": "/dev/null"}
+    config = str(Path(__file__).with_name("gitconfig"))
+    return environment | who | {"PATH": f"{command.parent}:{environment['PATH']}", "GIT_CONFIG_GLOBAL": config}
 
 
 def follow(page: str, shell: dict[str, str], tmp_path: Path, program: str = "bash") -> str:

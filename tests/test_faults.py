@@ -728,7 +728,8 @@ class Repository:
 
     def git(self, *arguments: str, may_fail: bool = False) -> str:
         """What git says."""
-        env = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "HOME": str(self.home)}
+        config = str(Path(__file__).with_name("gitconfig"))
+        env = {**os.environ, "GIT_CONFIG_GLOBAL": config, "GIT_CONFIG_NOSYSTEM": "1", "HOME": str(self.home)}
         who = ("-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
         command = ["git", "-C", str(self.home), *who, *arguments]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

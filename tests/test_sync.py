@@ -38,7 +38,7 @@ Json = dict[str, Any]
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs a shell, and modes of files")
 
-QUIET = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+QUIET = {"GIT_CONFIG_GLOBAL": str(Path(__file__).with_name("gitconfig")), "GIT_CONFIG_NOSYSTEM": "1"}
 NO_NEWS = {"committed": 0, "received": 0, "sent": 0, "pushed": False, "skipped": []}
 
 

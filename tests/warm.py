@@ -12,6 +12,7 @@ signal there instead. Without both the steps are counted only.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -34,7 +35,9 @@ COUNTED = (
 IMPORTED = (
     *(f"ollama_prompt.{name}" for name in ("cli", "commands", "held_session", "locks", "render", "turn")),
     *(f"ollama_prompt.{name}" for name in ("attachments", "images", "foreign", "foreign_1x", "repair", "archive")),
-    "base64", "tempfile",
+    *(f"ollama_prompt.{name}" for name in ("indexer", "search", "checkup", "removal", "sync", "readable", "terminal")),
+    *(f"ollama_prompt.{name}" for name in ("structured", "directories", "gitignore", "references", "history")),
+    "base64", "importlib.resources", "jsonschema", "pathspec", "tempfile",
 )  # fmt: skip
 AUDITED = ("open", "os.listdir", "os.scandir", "fcntl.flock", "os.chmod", "sqlite3.connect")
 
@@ -100,6 +103,8 @@ def run_child(order: Json) -> int:
     time.tzset()
     os.chdir(order.get("cwd") or os.getcwd())
     signal.alarm(order.get("timeout") or 0)
+    # A killed process leaves to the next what it wrote; only a power cut would not.
+    os.fsync = lambda _: None  # type: ignore[assignment]
     number = getattr(signal, order.get("signal") or "SIGKILL")
     steps = Steps(order.get("die_at"), lambda: os.kill(os.getpid(), number))
     if "gate" in order:
@@ -151,6 +156,8 @@ def import_all() -> None:
         importlib.import_module(name)
     with lean.lean_imports(host.parse_host("127.0.0.1")):
         importlib.import_module("ollama_prompt.ollama")
+        importlib.import_module("ollama_prompt.loopback")
+    gc.freeze()
 
 
 class Warm:
