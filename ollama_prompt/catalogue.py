@@ -103,7 +103,21 @@ class Catalogue:
 
     def rows(self) -> list[tuple[Row, list[str]]]:
         """Every session, newest use first: the row of its file with the most records, and all its files."""
-        rows = self._rows()
+        return self._with_paths(self._rows())
+
+    def unused_since(self, time: str | None) -> tuple[list[tuple[Row, list[str]]], set[str]]:
+        """(As `rows`, but where that is easy without those used since this time, if any; the ids of all sessions)."""
+
+        def read(stamps: Stamps) -> tuple[list[Row], set[str]] | None:
+            if time is None or self.index.has_copies():
+                return None
+            return self.index.unused_since(time), set(map(id_of, stamps))
+
+        found = self._from_index_or_rows(read)
+        rows, ids = found if isinstance(found, tuple) else (found, {row.session_id for row in found})
+        return self._with_paths(rows), ids
+
+    def _with_paths(self, rows: list[Row]) -> list[tuple[Row, list[str]]]:
         paths: dict[str, list[str]] = {}
         for row in rows:
             paths.setdefault(row.session_id, []).append(self.layout.absolute(row.path))

@@ -227,6 +227,11 @@ class Index:
         with self._reading(wait) as database:
             return [_row(values) for values in database.execute(_ROWS)]
 
+    def unused_since(self, time: str) -> list[Row]:
+        """The rows of files that were last used before then. Raises `IndexUnusable`."""
+        with self._reading() as database:
+            return [_row(values) for values in database.execute(f"{_ROWS} WHERE last_used < ?", (time,))]
+
     def find(self, session_id: str) -> list[Row]:
         """The rows of one session, usually one. Raises `IndexUnusable`."""
         with self._reading() as database:

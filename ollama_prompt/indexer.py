@@ -65,6 +65,7 @@ class Indexer:
         self.catalogue = Catalogue(layout, lambda timeout: self.lock("index", timeout), note, progress)
         self.note = note
         self.progress = progress
+        self._is_made = False
         self.adopted: dict[str, tuple[list[str], int]] = {}
 
     # --- One session ---------------------------------------------------------------------------
@@ -472,8 +473,11 @@ class Indexer:
     ) -> AbstractContextManager[None]:
         from ollama_prompt import locks
 
-        with suppress(StoreWriteFailed):  # a full disk must not keep anyone from deleting
-            self.layout.make()  # the store may have come as files only, from git or a backup
+        # The store may have come as files only, from git or a backup. A full disk must not keep anyone from deleting.
+        if not self._is_made or not os.path.isdir(self.layout.locks):
+            with suppress(StoreWriteFailed):
+                self.layout.make()
+                self._is_made = True
         path = self.layout.lock(name)
         if name in _SHARED:
             what, hint = _SHARED[name]

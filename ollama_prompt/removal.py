@@ -19,7 +19,7 @@ from ollama_prompt.layout import cannot_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from ollama_prompt.index import Row
     from ollama_prompt.indexer import Indexer
@@ -43,7 +43,7 @@ def delete(indexer: Indexer, session_id: str) -> None:
         with indexer.lock(session_id, 0):
             found = indexer.layout.find(session_id, deep=True)
             images = _images_in(indexer, found)
-            _remove_files(indexer, session_id, found, indexer.layout.backups().get(session_id, []))
+            _sync(_remove_files(indexer, session_id, found, indexer.layout.backups().get(session_id, [])))
     except SessionBusy as error:
         error.hint = "delete it when its turn is over"
         raise
@@ -57,22 +57,11 @@ def purge(indexer: Indexer, days: int, dry_run: bool) -> tuple[list[str], list[s
 
     What cannot be removed holds up nothing else; it is raised at the end.
     """
-    cutoff = clock.days_ago(days) if days else None
+    purging = _Purge(indexer, clock.days_ago(days) if days else None, dry_run)
     removed: list[str] = []
     skipped: list[str] = []
     failed: list[StoreError] = []
-    images: set[str] = set()
-    rows = indexer.catalogue.rows()
-    backups = indexer.layout.backups()
-    purges: list[tuple[str, Callable[[], bool]]] = []
-    for row, paths in rows:
-        kept = backups.pop(row.session_id, [])
-        if _is_unused(row.last_used, cutoff):
-            images.update(row.saved["images"])
-            purges.append((row.session_id, partial(_purge_one, indexer, row.session_id, paths, kept, cutoff, dry_run)))
-    for session_id, kept in sorted(backups.items()):
-        purges.append((session_id, partial(_purge_backups, indexer, session_id, kept, cutoff, dry_run)))
-    for session_id, purge_it in purges:
+    for session_id, purge_it in purging.all():
         try:
             removed += [session_id] if purge_it() else []
         except SessionBusy:
@@ -80,47 +69,74 @@ def purge(indexer: Indexer, days: int, dry_run: bool) -> tuple[list[str], list[s
         except StoreError as error:
             failed.append(error)
     if not dry_run:
-        _forget(indexer, removed, {row.session_id for row, _ in rows})
-        indexer.discard_images(images if cutoff else images | indexer.attachments().names())
+        purging.finish(removed)
     if failed:
         failed[0].message += f"; {len(removed)} others were removed" if removed and not dry_run else ""
         raise failed[0]
     return removed, skipped
 
 
-def _purge_one(
-    indexer: Indexer, session_id: str, known: list[str], backups: list[str], cutoff: str | None, dry_run: bool
-) -> bool:
-    """Remove one session if nobody holds it and it is still unused; whether it was, or would be.
+class _Purge:
+    """What a purge is about; what is the same for every session is looked for once."""
 
-    Nobody holds a session that has no lock file: a dry run makes none.
-    """
-    if dry_run and not os.path.exists(indexer.layout.lock(session_id)):
-        return _are_unused(indexer, *indexer.files_of(session_id, known), cutoff)
-    with indexer.lock(session_id, 0):
-        found, rows = indexer.files_of(session_id, known)
-        if not _are_unused(indexer, found, rows, cutoff):
-            if not found and not dry_run:
-                indexer.discard_lock(session_id)
-            return False
-        if not dry_run:
-            _remove_files(indexer, session_id, found, backups)
-    return True
+    def __init__(self, indexer: Indexer, cutoff: str | None, dry_run: bool) -> None:
+        self._indexer = indexer
+        self._cutoff = cutoff
+        self._dry_run = dry_run
+        rows, self._known = indexer.catalogue.unused_since(cutoff)
+        self._unused = [(row, paths) for row, paths in rows if _is_unused(row.last_used, cutoff)]
+        self._folders = indexer.layout.folders()
+        self._changed: set[str] = set()
 
+    def all(self) -> Iterator[tuple[str, Callable[[], bool]]]:
+        """Each session that may have to go, and what removes it if it must: whether it was removed, or would be."""
+        backups = self._indexer.layout.backups()
+        for row, paths in self._unused:
+            yield row.session_id, partial(self._one, row, paths, backups.get(row.session_id, []))
+        for session_id in sorted(backups.keys() - self._known):
+            yield session_id, partial(self._backups, session_id, backups[session_id])
 
-def _purge_backups(indexer: Indexer, session_id: str, backups: list[str], cutoff: str | None, dry_run: bool) -> bool:
-    """Remove what was kept before the cutoff of a session that has no file; whether anything was, or would be."""
-    old = [path for path in backups if _is_unused(_kept_at(path), cutoff)]
-    if not old or not _is_gone(indexer, session_id):
-        return False
-    if dry_run and not os.path.exists(indexer.layout.lock(session_id)):
+    def finish(self, removed: list[str]) -> None:
+        """Make it durable, and forget what else there is of these sessions."""
+        _sync(self._changed)
+        _forget(self._indexer, removed, self._known)
+        images = {name for row, _ in self._unused for name in row.saved["images"]}
+        everything = set() if self._cutoff else self._indexer.attachments().names()
+        self._indexer.discard_images(images | everything)
+
+    def _one(self, row: Row, paths: list[str], backups: list[str]) -> bool:
+        """Remove one session if nobody holds it and it is still unused.
+
+        Nobody holds a session that has no lock file: a dry run makes none. The row counts as long as its file is as
+        it was.
+        """
+        layout, session_id = self._indexer.layout, row.session_id
+        rows = {layout.absolute(row.path): row}
+        if self._dry_run and not os.path.exists(layout.lock(session_id)):
+            return _are_unused(self._indexer, layout.find(session_id, paths, folders=self._folders), rows, self._cutoff)
+        with self._indexer.lock(session_id, 0):
+            found = layout.find(session_id, paths, folders=self._folders)
+            if not _are_unused(self._indexer, found, rows, self._cutoff):
+                if not found and not self._dry_run:
+                    self._indexer.discard_lock(session_id)
+                return False
+            if not self._dry_run:
+                self._changed |= _remove_files(self._indexer, session_id, found, backups)
         return True
-    with indexer.lock(session_id, 0):
-        if not _is_gone(indexer, session_id):
+
+    def _backups(self, session_id: str, backups: list[str]) -> bool:
+        """Remove what was kept before the cutoff of a session that has no file, if anything was."""
+        old = [path for path in backups if _is_unused(_kept_at(path), self._cutoff)]
+        if not old or not _is_gone(self._indexer, session_id):
             return False
-        if not dry_run:
-            _remove_files(indexer, session_id, [], old)
-    return True
+        if self._dry_run and not os.path.exists(self._indexer.layout.lock(session_id)):
+            return True
+        with self._indexer.lock(session_id, 0):
+            if not _is_gone(self._indexer, session_id):
+                return False
+            if not self._dry_run:
+                self._changed |= _remove_files(self._indexer, session_id, [], old)
+        return True
 
 
 def _is_gone(indexer: Indexer, session_id: str) -> bool:
@@ -211,20 +227,32 @@ def _are_unused(indexer: Indexer, found: list[str], rows: dict[str, Row], cutoff
     return bool(found)
 
 
-def _remove_files(indexer: Indexer, session_id: str, paths: list[str], backups: list[str]) -> None:
-    """Remove these files of a session that is held, and its lock. Raises `StoreWriteFailed`.
+def _remove_files(indexer: Indexer, session_id: str, paths: list[str], backups: list[str]) -> set[str]:
+    """Remove these files of a session that is held, and its lock; the folders to be synced. Raises `StoreWriteFailed`.
 
     One that `git pull` gives back meanwhile was not looked at: it stays.
     """
     for path in (*backups, *paths):  # in this order: a backup without its session would be removed by nobody
         try:
-            session_file.remove(path)
+            os.unlink(path)
         except FileNotFoundError:
             continue
         except OSError as error:
             raise cannot_write(error, session_id) from error
     if not any(map(os.path.lexists, paths)):
         _discard_rest(indexer, session_id)
+    return {os.path.dirname(path) for path in (*backups, *paths)}
+
+
+def _sync(folders: Iterable[str]) -> None:
+    """Make what was removed from these folders stay removed. Raises `StoreWriteFailed`."""
+    for folder in folders:
+        try:
+            session_file.sync_folder(folder)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise cannot_write(error) from error
 
 
 def clear_away(indexer: Indexer, session_id: str) -> None:

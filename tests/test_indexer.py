@@ -505,15 +505,15 @@ def test_a_session_that_was_used_since_the_index_was_read_survives(
     indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, used_since, gone_since = (used(home, number, 31) for number in (1, 2, 3))
-    real = indexer.catalogue.rows
+    real = indexer.catalogue.unused_since
 
-    def rows() -> list[tuple[index.Row, list[str]]]:
-        found = real()
+    def unused_since(time: str) -> tuple[list[tuple[index.Row, list[str]]], set[str]]:
+        found = real(time)
         use(used_since, 0)
         gone_since.unlink()
         return found
 
-    monkeypatch.setattr(indexer.catalogue, "rows", rows)
+    monkeypatch.setattr(indexer.catalogue, "unused_since", unused_since)
     assert indexer.purge(30, dry_run=False) == (ids(old), [])
     assert files_of(home) == [used_since]
     assert lock_of(home, used_since).exists()
@@ -524,15 +524,15 @@ def test_the_last_use_is_read_again_under_the_lock(
     indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = used(home, 1, 31)
-    real = indexer.files_of
+    real = Layout.find
 
-    def files(session_id: str, known: list[str]) -> tuple[list[str], dict[str, index.Row]]:
+    def find(layout: Layout, session_id: str, known: list[str], folders: list[str]) -> list[str]:
         with pytest.raises(SessionBusy), locks.hold(str(lock_of(home, path)), 0):
             pass
         use(path, 0)
-        return real(session_id, known)
+        return real(layout, session_id, known, folders=folders)
 
-    monkeypatch.setattr(indexer, "files_of", files)
+    monkeypatch.setattr(Layout, "find", find)
     assert indexer.purge(30, dry_run=False) == ([], [])
     assert files_of(home) == [path]
 
@@ -578,14 +578,15 @@ def test_a_file_that_is_given_back_while_a_purge_removes_it_stays(
     indexer: Indexer, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = used(home, 1, 31)
-    real, data = session_file.remove, path.read_bytes()
+    real, data = os.unlink, path.read_bytes()
 
-    def remove(name: str) -> None:
+    def unlink(name: str) -> None:
         real(name)
-        replace(path, data)  # as `git pull` does
-        use(path, 0)
+        if name == str(path):
+            replace(path, data)  # as `git pull` does
+            use(path, 0)
 
-    monkeypatch.setattr(session_file, "remove", remove)
+    monkeypatch.setattr(os, "unlink", unlink)
     indexer.purge(30, dry_run=False)
     assert files_of(home) == [path]
     assert len(indexer.sessions()) == 1
