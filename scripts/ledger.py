@@ -24,6 +24,7 @@ Json = dict[str, Any]
 Item = tuple[str, str]
 Store = dict[str, "Session"]
 
+EVERY = "every session"
 BY_HAND = b"by hand: "
 """What a damaged line that was written on purpose has in it."""
 TORN = b'{"type":'
@@ -31,12 +32,17 @@ TORN = b'{"type":'
 
 
 class Permitted:
-    """What was taken away on purpose: items by an editor, sessions by a removal."""
+    """What was taken away on purpose: items by an editor, sessions by a removal; and damage that has a reason.
+
+    `torn` are sessions to which a process wrote that was killed, `lines` the damaged ones of earlier rounds.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.items: set[Item] = set()
         self.sessions: set[str] = set()
+        self.torn: set[str] = set()
+        self.lines: set[bytes] = set()
 
 
 class Ledger:
@@ -71,7 +77,7 @@ class Ledger:
             self.permitted.items.update(items)
 
     def doubt(self, session_ids: Iterable[str]) -> None:
-        """A process is being told to remove these."""
+        """A process is being told to remove these, or `EVERY` one."""
         with self._lock:
             self._doubted.update(session_ids)
 
@@ -90,7 +96,8 @@ class Ledger:
     def may_be_gone(self, session_id: str) -> bool:
         """Whether it was removed, or perhaps was."""
         with self._lock:
-            return session_id in self.permitted.sessions or self._doubted[session_id] > 0
+            doubts = self._doubted[session_id] + self._doubted[EVERY]
+            return doubts > 0 or session_id in self.permitted.sessions
 
     def lost(self, store: Store) -> Iterator[str]:
         """What is missing without permission, and sessions that came back."""
@@ -109,6 +116,19 @@ class Ledger:
             if not self.merges:
                 yield from (f"{id_}: removed, and there again" for id_ in self.permitted.sessions & store.keys())
 
+    def damaged(self, store: Store) -> set[bytes]:
+        """The damaged lines that are new."""
+        return {line for session in store.values() for line in session.damage.values()} - self.permitted.lines
+
+    def unexplained(self, store: Store) -> Iterator[str]:
+        """Those that nobody wrote by hand, and that no killed process left. What is not known yet may be torn, too."""
+        new = self.damaged(store)
+        for session_id, session in store.items():
+            may_be_torn = session_id not in self._kept or not self.permitted.torn.isdisjoint({session_id, EVERY})
+            for number, line in session.damage.items():
+                if line in new and BY_HAND not in line and not (may_be_torn and line.startswith(TORN)):
+                    yield f"{session.path}: line {number} is damaged: {line[:100]!r}"
+
     def settle(self, store: Store) -> None:
         """Nothing runs: what is there must stay."""
         with self._lock:
@@ -116,6 +136,7 @@ class Ledger:
                 self.permitted.sessions |= self._kept.keys() - store.keys()
             self._kept = {session_id: items_of(session) for session_id, session in store.items()}
             self._doubted.clear()
+            self.permitted.lines |= self.damaged(store)
 
 
 def items_of(session: Session) -> Counter[Item]:
@@ -159,11 +180,3 @@ def compare_search(store: Store, word: str, found: Json) -> Iterator[str]:
     told = {match["session_id"] for match in found["matches"]}
     yield from (f"{id_}: has {word}, which is not found" for id_ in there - told)
     yield from (f"{id_}: does not have {word}, which is found" for id_ in told - there)
-
-
-def unexplained(store: Store, killed: bool) -> Iterator[str]:
-    """Damaged lines that nobody wrote by hand, and that no process can have left that was killed."""
-    for session in store.values():
-        for number, line in session.damage.items():
-            if BY_HAND not in line and not (killed and line.startswith(TORN)):
-                yield f"{session.path}: line {number} is damaged: {line[:100]!r}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ class Session:
         return {
             "session_id": self.session_id,
             "model_name": settings.get("model"),
-            "created_at": in_seconds(self.header.get("created_at") or (times[0] if times else None)),
+            "created_at": in_seconds(
+                self.header.get("created_at") or next(iter(times), None) or time_of(self.session_id)
+            ),
             "last_used": in_seconds(max(times, default=None)),
             "message_count": len(self.messages),
             "context_tokens": tokens(answers[-1]) if answers else 0,
@@ -99,9 +102,15 @@ def parse(line: bytes) -> Json | None:
     return record if is_whole else None
 
 
-def in_seconds(time: str | None) -> str | None:
+def time_of(session_id: str) -> str | None:
+    """When a session began whose id is a UUIDv7; None for other ids."""
+    seconds = int(session_id[:8] + session_id[9:13], 16) // 1000
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds)) if session_id[14] == "7" else None
+
+
+def in_seconds(moment: str | None) -> str | None:
     """A time as it is printed, without its fraction."""
-    return time[:19] + "Z" if time else None
+    return moment[:19] + "Z" if moment else None
 
 
 def tokens(answer: Json) -> int:

@@ -64,6 +64,8 @@ BROKEN_OFF = ("ollama_error", "incomplete_answer", "timeout")
 """Errors of a turn whose prompt is stored."""
 LONG = "word " * 3000
 MINUTE, DAY = 60, 86_400
+WRITERS = {"turn", "retry", "undo"}
+"""Commands that add to a file; others make a new one, whole."""
 OFFSETS = (-400 * DAY, -DAY, -MINUTE, MINUTE, DAY, 400 * DAY)
 SERVER_FAULTS: tuple[Json, ...] = (
     {"kind": "status", "status": 500, "body": {"error": "out of memory"}},
@@ -147,6 +149,11 @@ class Ended:
         return [event for event in found if isinstance(event, dict)]
 
     @property
+    def session_id(self) -> str | None:
+        """The session, if it was printed."""
+        return next((str(event["session_id"]) for event in self.printed if "session_id" in event), None)
+
+    @property
     def error(self) -> Json:
         """The error object, if there is one."""
         try:
@@ -225,9 +232,8 @@ class Store:
         self.world, self.home = world, home
         self.ledger = Ledger(permitted, merges)
         self.by_hand = threading.Lock()
-        self.killed = False
+        self.purged = False
         self.sent: dict[str, str | None] = {}
-        self._damaged: set[bytes] = set()
 
     def run(self, *arguments: str) -> Ended:
         """A command that nothing disturbs."""
@@ -241,13 +247,14 @@ class Store:
             raise Broken
         return ended.printed[0]
 
-    def check(self, rng: random.Random) -> dict[str, reader.Session]:
+    def check(self, rng: random.Random) -> None:
         """Compare the files with everything that was or is said of them; what is there must stay."""
         tally, store = self.world.tally, reader.read(self.home)
         tally.promise("lost", self.ledger.lost(store))
         tally.promise("sent, and not stored", self._unsent(store))
-        tally.promise("damaged", ledger.unexplained(store, self.killed))
-        self._count_damage(store)
+        tally.promise("damaged", self.ledger.unexplained(store))
+        for line in self.ledger.damaged(store):
+            tally.count("damaged", "written by hand" if ledger.BY_HAND in line else "torn by a kill")
         listing = self.answer("--list-sessions")
         tally.promise("listing", ledger.compare_listing(store, listing))
         self.answer("--reindex")
@@ -257,14 +264,7 @@ class Store:
         self._search(store, rng)
         self.ledger.settle(store)
         self.sent.clear()
-        return store
-
-    def _count_damage(self, store: dict[str, reader.Session]) -> None:
-        """Each damaged line once."""
-        lines = {line for session in store.values() for line in session.damage.values()}
-        for line in lines - self._damaged:
-            self.world.tally.count("damaged", "written by hand" if ledger.BY_HAND in line else "torn by a kill")
-        self._damaged |= lines
+        self.purged = False
 
     def _search(self, store: dict[str, reader.Session], rng: random.Random) -> None:
         """Search for something that is there, and for something that is not there any more."""
@@ -281,11 +281,11 @@ class Store:
         if self.ledger.merges:
             return
         said = {item["content"] for session in store.values() for item in session.of_type("message")}
-        for chat in self.world.server.chats():
-            prompt = chat["messages"][-1]["content"]
+        whole = [chat for chat in self.world.server.chats() if isinstance(chat, dict)]  # a process died while it asked
+        for prompt in (chat["messages"][-1]["content"] for chat in whole):
             if prompt in self.sent and prompt not in said and ("user", prompt) not in self.ledger.permitted.items:
                 session_id = self.sent[prompt]
-                if session_id is not None and not self.ledger.may_be_gone(session_id):
+                if not (self.ledger.may_be_gone(session_id) if session_id else self.purged):
                     yield f"{session_id}: {prompt[:60]}"
 
 
@@ -317,7 +317,7 @@ class Worker(threading.Thread):
 
     def do(self, kind: str, *arguments: str, session_id: str | None = None) -> Ended:
         """Run a command, perhaps with a fault and a signal; it must end as promised."""
-        env = self.faults(kind)
+        env = self.faults(kind, session_id)
         after = number = None
         if self.rng.random() < self.scene.killed:
             after, number = self.rng.uniform(0, 1.3 * self.tally.usual(kind)), self.rng.choice(SIGNALS)
@@ -327,19 +327,23 @@ class Worker(threading.Thread):
         self.tally.count("operations", kind)
         if ended.signalled:
             self.tally.count("kills", signal.Signals(ended.signalled).name)
-            self.store.killed = True
+        if ended.signalled == signal.SIGKILL and kind in WRITERS:
+            any_session = ledger.EVERY if "-c" in arguments else ""
+            self.store.ledger.permitted.torn.add(session_id or ended.session_id or any_session)
         self.judge(kind, ended, env, session_id)
         return ended
 
-    def faults(self, kind: str) -> dict[str, str]:
+    def faults(self, kind: str, session_id: str | None) -> dict[str, str]:
         """The environment of a command whose system is not as it should be."""
         env = {}
         if kind in self.scene.clocks and self.rng.random() < 0.2:
             first, later = self.rng.choice(OFFSETS), self.rng.choice(OFFSETS)
             env["TORTURE_CLOCK"] = f"{first} {later} {self.rng.uniform(0, 0.5):.3f}"
             self.tally.count("faults", "wrong clock that jumps")
-        if self.scene.limits and self.rng.random() < 0.06:
-            env["TORTURE_FILE_SIZE"] = str(self.rng.choice((0, 300, 1000, 5000, 20_000, 100_000)))
+        if self.scene.limits and self.rng.random() < 0.08:
+            sizes = [path.stat().st_size for path in self.store.home.glob(f"sessions/*/{session_id}.jsonl")]
+            env["TORTURE_FILE_SIZE"] = str(max([0, *sizes]) + self.rng.choice((0, 50, 300, 1000, 20_000)))
+            env["PYTHONDONTWRITEBYTECODE"] = "1"  # the limit is one for them as well
             self.tally.count("faults", "files cannot grow")
         if kind in {"turn", "retry"} and self.rng.random() < 0.06:
             self.world.server.fail(**self.rng.choice(SERVER_FAULTS))
@@ -354,7 +358,7 @@ class Worker(threading.Thread):
         self.tally.promise("traces of a bug", [told for trace in TRACES if trace in ended.stderr][:1])
         if ended.returncode == 0 or (ended.signalled and (ended.returncode in {*INTERRUPTED, -9})):
             return
-        if kind == "check" and ended.returncode == 1 and ended.printed:
+        if kind in {"check", "repair"} and ended.returncode == 1 and ended.printed:
             return
         code = ended.error.get("code", "none")
         allowed = {BUSY, *self.scene.codes}
@@ -389,8 +393,10 @@ class Worker(threading.Thread):
             self.rng.random() < 0.1
         )
         arguments += ["--temperature", str(self.rng.random())] * (self.rng.random() < 0.1)
-        self.store.sent[prompt.strip()] = session_id
-        self.acknowledge(self.do("turn", *arguments, session_id=session_id), prompt)
+        ended = self.do("turn", *arguments, session_id=session_id)
+        self.acknowledge(ended, prompt)
+        if not goes_on:
+            self.store.sent[prompt] = session_id or ended.session_id
 
     def retry(self) -> None:
         """The last prompt once more."""
@@ -430,7 +436,8 @@ class Worker(threading.Thread):
     def purge(self) -> None:
         """All sessions less, or what a clock takes for old."""
         days = self.rng.choice(("0", "1", "300", "300"))
-        self.remove(self.store.ledger.sessions(), "purge", "--purge", days)
+        self.store.purged = True
+        self.remove([ledger.EVERY], "purge", "--purge", days)
 
     def remove(self, doubted: list[str], kind: str, *arguments: str, session_id: str | None = None) -> None:
         """Nobody edits what is being removed: a file that an editor writes is there again."""
@@ -443,7 +450,7 @@ class Worker(threading.Thread):
             was_told = bool(ended.printed) or ended.error.get("code") in {BUSY, GONE}
             if was_told:
                 book.stands(doubted)
-            elif self.scene.merges:
+            elif session_id and self.scene.merges:
                 book.removed(doubted)
 
     def listing(self) -> None:
@@ -457,8 +464,9 @@ class Worker(threading.Thread):
 
     def look(self) -> None:
         """Whatever reads the whole store."""
-        kind = self.rng.choice(("reindex", "check", "search"))
-        self.do(kind, f"--{kind}", *(["word"] if kind == "search" else []))
+        kind = self.rng.choice(("reindex", "check", "repair", "search"))
+        more = {"repair": ["--check", "--repair"], "search": ["--search", "why"]}
+        self.do(kind, *more.get(kind, [f"--{kind}"]))
 
     def sync(self) -> None:
         """All that the other machine has."""
@@ -476,19 +484,19 @@ class Worker(threading.Thread):
                 ["commit", "--quiet", "--no-edit"],  # if one side deleted what the other continued
                 ["push", "--quiet"],
             ):
-                self.world.run("git", ["git", "-C", str(store.home), *command], store.home)
+                ended = self.world.run("git", ["git", "-C", str(store.home), *command], store.home)
+                if ended.returncode and command[0] in {"pull", "push"}:
+                    self.tally.count("refused", f"git {command[0]}")
         self.tally.count("operations", "git pull by hand")
 
     # --- Hand edits ----------------------------------------------------------------------------
 
     def edit(self) -> None:
         """What people and other programs do to a file, while it is in use."""
-        session_id = self.pick()
-        paths = list(self.store.home.glob(f"sessions/*/{session_id}.jsonl")) if session_id else []
-        kind = self.rng.choice(self.scene.edits)
-        if paths:
-            with self.store.by_hand, suppress(FileNotFoundError):
-                getattr(self, "edit_" + kind)(paths[0])
+        session_id, kind = self.pick(), self.rng.choice(self.scene.edits)
+        with self.store.by_hand, suppress(FileNotFoundError):
+            for path in sorted(self.store.home.glob(f"sessions/*/{session_id}.jsonl")):
+                getattr(self, "edit_" + kind)(path)
                 self.tally.count("faults", "by hand: " + kind.replace("_", " "))
 
     def edit_line_added(self, path: Path) -> None:
@@ -512,7 +520,7 @@ class Worker(threading.Thread):
 
     def edit_garbage(self, path: Path) -> None:
         """In place, as `>>` does."""
-        with path.open("ab") as file:
+        with open(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
             file.write(b"%s{ %d\n" % (ledger.BY_HAND, self.rng.getrandbits(40)))
 
     def edit_moved(self, path: Path) -> None:
@@ -643,6 +651,8 @@ class GitScene(Scene):
 
     def settle(self) -> None:
         """A git whose command was killed goes on. When it is through, the next --sync ends what it has begun."""
+        if not Path("/proc/self").exists():
+            time.sleep(3)
         while any(str(self.folder).encode() in line for line in command_lines()):
             time.sleep(0.05)
 
@@ -760,6 +770,7 @@ def torture(world: World, seconds: float, processes: int) -> None:
         while number < len(made) or time.monotonic() < end:
             scene = made[number % len(made)]
             number += 1
+            world.tally.count("rounds", scene.name)
             scene.round(processes, max(min(ROUND_SECONDS, seconds / len(made)), 1.0))
             done = f"{world.tally.total('operations')} operations, {world.tally.total('kills')} kills"
             print(f"round {number} ({scene.name}): {done}, {len(world.tally.broken)} broken promises", file=sys.stderr)
@@ -768,7 +779,6 @@ def torture(world: World, seconds: float, processes: int) -> None:
     finally:
         for scene in made:
             scene.close()
-    world.tally.count("rounds", "rounds", number)
 
 
 GROUPS = {

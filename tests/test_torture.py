@@ -78,8 +78,8 @@ class Book:
         """Where what was said differs from the files."""
         return list(getattr(self.ledger, "compare_" + name)(self.store, *said))
 
-    def unexplained(self, killed: bool = True) -> list[str]:
-        return list(self.ledger.unexplained(self.store, killed))
+    def unexplained(self) -> list[str]:
+        return list(self.kept.unexplained(self.store))
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def change(path: Path, how: Callable[[list[bytes]], object]) -> None:
 def test_what_is_as_it_was_is_not_lost(book: Book) -> None:
     assert book.lost() == []
     stores.add(book.path, stores.line(stores.message(90, "user", "More")) * 2)
-    assert book.lost() == book.unexplained(killed=False) == []
+    assert book.lost() == book.unexplained() == []
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
@@ -151,11 +151,20 @@ def test_what_an_editor_took_is_not_lost(book: Book) -> None:
 
 def test_a_line_that_is_torn_in_the_middle_is_noticed(book: Book) -> None:
     change(book.path, lambda lines: lines.insert(3, lines[3][:60] + b"\n"))
-    assert "line 4 is damaged" in book.unexplained(killed=False)[0]
-    assert book.unexplained(killed=True) == [], "as a killed process may leave it"
+    assert "line 4 is damaged" in book.unexplained()[0]
     assert book.lost() == []
+    book.kept.permitted.torn.add(book.path.stem)
+    assert book.unexplained() == [], "as a killed process may leave it"
     change(book.path, lambda lines: lines.__setitem__(3, b'x{"half": 1}\n'))
-    assert len(book.unexplained(killed=True)) == 1
+    assert len(book.unexplained()) == 1, "no process writes that"
+
+
+def test_a_line_that_was_torn_earlier_stays_explained(book: Book) -> None:
+    stores.add(book.path, b'{"type":"mess\n')
+    book.kept.settle(book.store)
+    assert book.unexplained() == []
+    stores.add(book.path, b'{"type":"undo"\n')
+    assert len(book.unexplained()) == 1
 
 
 def test_a_line_that_swallows_another_is_noticed(book: Book) -> None:
@@ -165,7 +174,7 @@ def test_a_line_that_swallows_another_is_noticed(book: Book) -> None:
 
 def test_garbage_that_was_written_on_purpose_is_explained(book: Book) -> None:
     stores.add(book.path, b"by hand: {\n")
-    assert book.unexplained(killed=False) == []
+    assert book.unexplained() == []
     assert [path for path, _ in damaged(book)] == [str(book.path)]
 
 
