@@ -15,6 +15,8 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from reader import parse
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -34,7 +36,7 @@ TORN = b'{"type":'
 class Permitted:
     """What was taken away on purpose: items by an editor, sessions by a removal; and damage that has a reason.
 
-    `torn` are sessions to which a process wrote that was killed, `lines` the damaged ones of earlier rounds.
+    `torn` are sessions to which a process wrote that was killed in this round, `lines` are damaged for longer.
     """
 
     def __init__(self) -> None:
@@ -118,16 +120,16 @@ class Ledger:
 
     def damaged(self, store: Store) -> set[bytes]:
         """The damaged lines that are new."""
-        return {line for session in store.values() for line in session.damage.values()} - self.permitted.lines
+        return {line for session in store.values() for line in broken_lines(session)} - self.permitted.lines
 
     def unexplained(self, store: Store) -> Iterator[str]:
         """Those that nobody wrote by hand, and that no killed process left. What is not known yet may be torn, too."""
         new = self.damaged(store)
         for session_id, session in store.items():
             may_be_torn = session_id not in self._kept or not self.permitted.torn.isdisjoint({session_id, EVERY})
-            for number, line in session.damage.items():
-                if line in new and BY_HAND not in line and not (may_be_torn and line.startswith(TORN)):
-                    yield f"{session.path}: line {number} is damaged: {line[:100]!r}"
+            for line in new.intersection(broken_lines(session)):
+                if BY_HAND not in line and not (may_be_torn and line.startswith(TORN)):
+                    yield f"{session.path}: a damaged line: {line[:100]!r}"
 
     def settle(self, store: Store) -> None:
         """Nothing runs: what is there must stay."""
@@ -143,6 +145,12 @@ def items_of(session: Session) -> Counter[Item]:
     """All that a file says, taken back or not."""
     said = [(message["role"], message["content"]) for message in session.of_type("message")]
     return Counter(said) + Counter(("undo", id_) for id_ in session.undone)
+
+
+def broken_lines(session: Session) -> list[bytes]:
+    """The damaged lines, and a last one that is torn: if another follows, it is damaged."""
+    is_torn = session.torn and parse(session.torn) is None
+    return [*session.damage.values(), *([session.torn] if is_torn else [])]
 
 
 def shown(item: Item) -> str:
