@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import ledger
@@ -100,9 +100,9 @@ class Worker(threading.Thread):
             first, later = self.rng.choice(OFFSETS), self.rng.choice(OFFSETS)
             env["TORTURE_CLOCK"] = f"{first} {later} {self.rng.uniform(0, 0.5):.3f}"
             self.tally.count("faults", "wrong clock that jumps")
-        if self.scene.limits and self.rng.random() < 0.08:
+        if self.scene.limits and self.rng.random() < 0.15:
             sizes = [path.stat().st_size for path in self.store.home.glob(f"sessions/*/{session_id}.jsonl")]
-            env["TORTURE_FILE_SIZE"] = str(max([0, *sizes]) + self.rng.choice((0, 50, 300, 1000, 20_000)))
+            env["TORTURE_FILE_SIZE"] = str(max([0, *sizes]) + self.rng.choice((0, 50, 100, 300, 600)))
             env["PYTHONDONTWRITEBYTECODE"] = "1"  # the limit is one for them as well
             self.tally.count("faults", "files cannot grow")
         if kind in {"turn", "retry"} and self.rng.random() < 0.06:
@@ -125,7 +125,7 @@ class Worker(threading.Thread):
         allowed |= {*BROKEN_OFF} if kind in {"turn", "retry"} else set()
         allowed |= {"nothing_to_undo"} if kind in {"undo", "retry"} else set()
         allowed |= {WRITE} if "TORTURE_FILE_SIZE" in env else set()
-        if session_id is None or self.scene.merges or self.store.ledger.may_be_gone(session_id):
+        if session_id is None or self.scene.merges or self.may_be_missed(session_id):
             allowed |= {GONE}
         if code not in allowed:
             self.tally.promise("an error without a reason", [told])
@@ -139,7 +139,7 @@ class Worker(threading.Thread):
 
     def prompt(self) -> str:
         """What nobody said before."""
-        return f"w{self.rng.getrandbits(48):012x}q " + (LONG if self.rng.random() < 0.05 else "and why is it so?")
+        return f"w{self.rng.getrandbits(48):012x}q " + (LONG if self.rng.random() < 0.1 else "and why is it so?")
 
     def turn(self) -> None:
         """A new session, or a turn on one."""
@@ -220,15 +220,20 @@ class Worker(threading.Thread):
         before = self.store.ledger.sessions()
         for listed in self.do("listing", "--list-sessions").printed:
             there = {entry["session_id"] for entry in listed["sessions"]}
-            missing = [id_ for id_ in before if id_ not in there and not self.store.ledger.may_be_gone(id_)]
+            missing = [id_ for id_ in before if id_ not in there and not self.may_be_missed(id_)]
             if not self.scene.merges:
                 self.tally.promise("a listing lacks sessions", missing)
+
+    def may_be_missed(self, session_id: str) -> bool:
+        """What moves from one folder into another while they are looked through can be in neither."""
+        return session_id in self.store.moved or self.store.ledger.may_be_gone(session_id)
 
     def look(self) -> None:
         """Whatever reads the whole store."""
         kind = self.rng.choice(("reindex", "check", "repair", "search"))
         more = {"repair": ["--check", "--repair"], "search": ["--search", "why"]}
-        self.do(kind, *more.get(kind, [f"--{kind}"]))
+        with self.store.by_hand if kind == "repair" else nullcontext():  # it replaces files, as editors do
+            self.do(kind, *more.get(kind, [f"--{kind}"]))
 
     def sync(self) -> None:
         """All that the other machine has."""
@@ -268,7 +273,8 @@ class Worker(threading.Thread):
         record |= {"content": text, "created_at": "2026-11-22T10:30:00.123Z"}
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         self.replace(path, lambda data: data + b"\n" * (not data.endswith(b"\n")) + line)
-        self.store.ledger.acknowledge(path.stem, [("user", text)])
+        if not self.scene.merges:  # a git that replaces the file at the same moment heeds no editor
+            self.store.ledger.acknowledge(path.stem, [("user", text)])
 
     def edit_older_copy(self, path: Path) -> None:
         """As from a backup."""
@@ -291,6 +297,7 @@ class Worker(threading.Thread):
 
     def edit_moved(self, path: Path) -> None:
         """Into a folder of somebody's own, or back."""
+        self.store.moved.add(path.stem)
         folder = path.parent.with_name(self.rng.choice(("mine", "2026-11", "old")))
         folder.mkdir(exist_ok=True)
         path.rename(folder / path.name)

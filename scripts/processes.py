@@ -110,7 +110,8 @@ class Ended:
     @property
     def session_id(self) -> str | None:
         """The session, if it was printed."""
-        return next((str(event["session_id"]) for event in self.printed if "session_id" in event), None)
+        told = [*self.printed, self.error]
+        return next((str(event["session_id"]) for event in told if "session_id" in event), None)
 
     @property
     def error(self) -> Json:
@@ -192,6 +193,7 @@ class Store:
         self.ledger = Ledger(permitted, merges)
         self.by_hand = threading.Lock()
         self.purged = False
+        self.moved: set[str] = set()
         self.sent: dict[str, str | None] = {}
 
     def run(self, *arguments: str) -> Ended:
@@ -223,6 +225,7 @@ class Store:
         self._search(store, rng)
         self.ledger.settle(store)
         self.sent.clear()
+        self.moved.clear()
         self.purged = False
 
     def _search(self, store: dict[str, reader.Session], rng: random.Random) -> None:

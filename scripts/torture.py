@@ -25,6 +25,7 @@ import importlib.util
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -334,6 +335,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Torture; the exit code."""
     wanted = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was mounted is unmounted
     print(f"seed {wanted.seed}", file=sys.stderr, flush=True)
     folder = wanted.store.absolute() if wanted.store else Path(tempfile.mkdtemp(prefix="torture-"))
     folder.mkdir(parents=True, exist_ok=True)

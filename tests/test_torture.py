@@ -165,6 +165,7 @@ def test_a_line_that_was_torn_earlier_stays_explained(book: Book) -> None:
     book.kept.permitted.torn.add(book.path.stem)
     assert book.unexplained() == []
     book.kept.settle(book.store)
+    book.kept.permitted.torn.clear()
     stores.add(book.path, b"\n")
     assert book.unexplained() == []
     stores.add(book.path, b'{"type":"undo"\n')
