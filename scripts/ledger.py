@@ -36,12 +36,14 @@ TORN = b'{"type":'
 class Permitted:
     """What was taken away on purpose: items by an editor, sessions by a removal; and damage that has a reason.
 
+    `unanswered` are prompts that an editor took while their turns went on: an answer brings its prompt back.
     `torn` are sessions to which a process wrote that was killed in this round, `lines` are damaged for longer.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.items: set[Item] = set()
+        self.unanswered: set[Item] = set()
         self.sessions: set[str] = set()
         self.torn: set[str] = set()
         self.lines: set[bytes] = set()
@@ -71,12 +73,16 @@ class Ledger:
         """These were printed."""
         with self._lock:
             if session_id not in self.permitted.sessions or self.merges:
-                self._kept.setdefault(session_id, Counter()).update(items)
+                told = Counter(items)
+                self._kept.setdefault(session_id, Counter()).update(told)
+                if any(role == "assistant" for role, _ in told):
+                    self.permitted.unanswered.difference_update(told)
 
-    def edited(self, items: Iterable[Item]) -> None:
-        """These were taken out of a file."""
+    def edited(self, items: Iterable[Item], unanswered: Iterable[Item] = ()) -> None:
+        """These were taken out of a file, and these prompts before their answers came."""
         with self._lock:
             self.permitted.items.update(items)
+            self.permitted.unanswered.update(unanswered)
 
     def doubt(self, session_ids: Iterable[str]) -> None:
         """A process is being told to remove these, or `EVERY` one."""
@@ -111,7 +117,7 @@ class Ledger:
                     yield from (
                         f"{session_id}: lost {shown(item)}"
                         for item in missing
-                        if item not in self.permitted.items and not is_open
+                        if item not in self.permitted.items | self.permitted.unanswered and not is_open
                     )
                 elif not self.may_be_gone(session_id):
                     yield f"{session_id}: the file is gone, with {items.total() if items else 0} items"
@@ -139,6 +145,14 @@ class Ledger:
             self._kept = {session_id: items_of(session) for session_id, session in store.items()}
             self._doubted.clear()
             self.permitted.lines |= self.damaged(store)
+
+
+def unanswered_in(session: Session) -> set[Item]:
+    """The prompts that have no answer here yet; the stand-in for the model repeats in its answer how they begin."""
+    said = session.of_type("message")
+    answers = " ".join(message["content"] for message in said if message["role"] == "assistant")
+    prompts = [message["content"] for message in said if message["role"] == "user"]
+    return {("user", prompt) for prompt in prompts if prompt.split()[0] not in answers}
 
 
 def items_of(session: Session) -> Counter[Item]:

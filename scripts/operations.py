@@ -287,8 +287,8 @@ class Worker(threading.Thread):
         self.replace(path, shortened)
 
     def edit_word_changed(self, path: Path) -> None:
-        """The file keeps its size."""
-        self.replace(path, lambda data: data.replace(b"why", b"how", 1))
+        """The file keeps its size, and the record its id: so it is there, and nothing brings the old one back."""
+        self.replace(path, lambda data: data.replace(b"why", b"how", 1), ids_stay=True)
 
     def edit_garbage(self, path: Path) -> None:
         """In place, as `>>` does."""
@@ -306,7 +306,7 @@ class Worker(threading.Thread):
         """The index can be thrown away at any time."""
         (self.store.home / self.rng.choice(("sessions.db", "search.db"))).unlink()
 
-    def replace(self, path: Path, change: Callable[[bytes], bytes]) -> None:
+    def replace(self, path: Path, change: Callable[[bytes], bytes], ids_stay: bool = False) -> None:
         """Another file gets the name. What had been added to the old one till then is taken away by that."""
         temporary = path.with_name("editor.tmp")
         with path.open("rb") as old:
@@ -314,8 +314,10 @@ class Worker(threading.Thread):
             temporary.write_bytes(new)
             temporary.replace(path)
             old.seek(0)
-            taken = items_in(path, old.read()) - items_in(path, new)
-        self.store.ledger.edited(taken.keys())
+            before = reader.Session(path, old.read())
+        taken = (ledger.items_of(before) - items_in(path, new)).keys()
+        unanswered = set() if ids_stay else taken & ledger.unanswered_in(before)
+        self.store.ledger.edited(taken - unanswered, unanswered)
 
 
 def items_in(path: Path, data: bytes | None = None) -> Counter[Item]:

@@ -216,8 +216,7 @@ class Store:
         tally.promise("damaged", self.ledger.unexplained(store))
         for line in self.ledger.damaged(store):
             tally.count("damaged", "written by hand" if ledger.BY_HAND in line else "torn by a kill")
-        listing = self.answer("--list-sessions")
-        tally.promise("listing", ledger.compare_listing(store, listing))
+        listing = self.check_listing()
         self.answer("--reindex")
         if self.answer("--list-sessions") != listing:
             tally.promise("index", [f"{self.home}: a new index lists something else"])
@@ -227,6 +226,12 @@ class Store:
         self.sent.clear()
         self.moved.clear()
         self.purged = False
+
+    def check_listing(self) -> Json:
+        """What is listed, compared with the files."""
+        listing = self.answer("--list-sessions")
+        self.world.tally.promise("listing", ledger.compare_listing(reader.read(self.home), listing))
+        return listing
 
     def _search(self, store: dict[str, reader.Session], rng: random.Random) -> None:
         """Search for something that is there, and for something that is not there any more."""

@@ -118,6 +118,7 @@ class Scene:
             if rng.random() < 0.3 and index.exists():
                 os.truncate(index, index.stat().st_size // 2)
                 self.world.tally.count("faults", "by hand: half an index")
+            store.check_listing()
 
     def cut_newline(self, store: Store, path: Path) -> None:
         """The line counts again as soon as another one follows."""

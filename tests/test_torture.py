@@ -149,6 +149,24 @@ def test_what_an_editor_took_is_not_lost(book: Book) -> None:
     assert len(book.lost()) == 1
 
 
+def test_a_prompt_that_an_editor_took_is_brought_back_by_its_answer(book: Book) -> None:
+    prompt, answer = ("user", "Question 9"), ("assistant", "Answer to: Question 9")
+    book.kept.acknowledge(book.path.stem, [prompt])
+    book.kept.edited([], [prompt])
+    assert book.lost() == []
+    stores.add(book.path, stores.line(stores.message(90, *answer)))
+    book.kept.acknowledge(book.path.stem, [prompt, answer])
+    assert "Question 9" in book.lost()[0]
+
+
+def test_what_has_no_answer_yet(book: Book, reader: ModuleType, ledger: ModuleType) -> None:
+    for number, content in enumerate(("one more", "two more")):
+        stores.add(book.path, stores.line(stores.message(90 + number, "user", content)))
+    stores.add(book.path, stores.line(stores.message(95, "assistant", "Answer to: one more")))
+    assert ("user", "two more") in ledger.unanswered_in(reader.Session(book.path))
+    assert ("user", "one more") not in ledger.unanswered_in(reader.Session(book.path))
+
+
 def test_a_line_that_is_torn_in_the_middle_is_noticed(book: Book) -> None:
     change(book.path, lambda lines: lines.insert(3, lines[3][:60] + b"\n"))
     assert "message" in book.unexplained()[0]
