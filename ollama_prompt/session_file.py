@@ -268,7 +268,7 @@ def read(path: str, session_id: str, saved: dict[str, Any] | None = None) -> Rea
                     return _read_rest(file, reading)
         with suppress(NeedsWholeFile):
             return _read_whole(file, Reading(Summary(session_id), stamp))
-        return _read_whole(file, Reading(Summary(session_id, _undone(file)), stamp))
+        return _read_whole(file, Reading(Summary(session_id, _undone(file, stamp[0])), stamp))
 
 
 @contextmanager
@@ -303,18 +303,25 @@ def _read_whole(file: BinaryIO, reading: Reading) -> Reading:
 
 def _read_rest(file: BinaryIO, reading: Reading) -> Reading:
     """Fold in the lines up to the size in the stamp; what is added meanwhile has a stamp of its own."""
-    for line in file:
-        if not line.endswith(b"\n") or reading.end + len(line) > reading.stamp[0]:
-            break
+    for line in _whole_lines(file, reading.stamp[0] - reading.end):
         reading.take(line)
     return reading
 
 
-def _undone(file: BinaryIO) -> set[str]:
-    """The ids that any undo in the file takes back."""
+def _whole_lines(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The lines in so many bytes from here on, without one that has no end yet."""
+    for line in file:
+        size -= len(line)
+        if size < 0 or not line.endswith(b"\n"):
+            break
+        yield line
+
+
+def _undone(file: BinaryIO, size: int) -> set[str]:
+    """The ids that any undo in a file of this size takes back."""
     ids: set[str] = set()
     file.seek(0)
-    for line in file:
+    for line in _whole_lines(file, size):
         if b'"undo"' in line or b"\\u" in line or b"\0" in line:  # other ways to write it
             with suppress(DamagedLine):
                 record = records.decode(line)

@@ -6,7 +6,8 @@ import errno
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 import stores
@@ -18,7 +19,6 @@ from ollama_prompt.session_file import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from pyfakefs.fake_filesystem import FakeFilesystem
 
@@ -419,6 +419,29 @@ def test_damage_is_told_by_line_and_hides_nothing(path: str) -> None:
     assert [record["content"] for record in found] == ["One", "Two"]
     assert [line for line, _ in reading.damage] == [1, 4]
     assert reading.summary.damage_count == 2
+
+
+UNDO = stores.line({"type": "undo", "id": stores.new_id(3), "ids": [stores.new_id(1)]})
+
+
+def test_an_undo_without_its_newline_takes_nothing_back_yet(path: str) -> None:
+    put(path, TWO + ONE + UNDO[:-1])  # an older record behind a newer one: the file is read with its undos known
+    assert session_file.read(path, ID).summary.message_count == 2
+    put(path, TWO + ONE + UNDO)
+    assert session_file.read(path, ID).summary.message_count == 1
+
+
+def test_an_undo_that_is_added_meanwhile_counts_next_time(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add_an_undo(file: BinaryIO, reading: Reading) -> Reading:
+        monkeypatch.undo()
+        stores.add(Path(path), UNDO)
+        return real(file, reading)
+
+    real = session_file._read_whole
+    put(path, TWO + ONE)
+    monkeypatch.setattr(session_file, "_read_whole", add_an_undo)
+    assert session_file.read(path, ID).summary.message_count == 2
+    assert session_file.read(path, ID).summary.message_count == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"torn"])
