@@ -1,7 +1,7 @@
 """What a store has acknowledged and what it may have lost, as whoever ran the commands knows; compared with the files.
 
 An item is something that a session said and that must stay in its file: a message (its role and its content), or an id
-that an undo has taken back. Contents are unlike each other, so that an item tells its turn.
+that an undo has taken back. Prompts are unlike each other, and so are answers that are whole: an item tells its turn.
 
 - What a process printed is acknowledged. What it did not print, because it was killed, may be there or not.
 - Once a round is over and nothing runs, all that is in the files stays there from then on.
@@ -11,6 +11,7 @@ that an undo has taken back. Contents are unlike each other, so that an item tel
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,10 @@ class Permitted:
         self.sessions: set[str] = set()
         self.torn: set[str] = set()
         self.lines: set[bytes] = set()
+
+    def has(self, item: Item) -> bool:
+        """Whether this item may be missing."""
+        return item in self.items or item in self.unanswered
 
 
 class Ledger:
@@ -117,7 +122,7 @@ class Ledger:
                     yield from (
                         f"{session_id}: lost {shown(item)}"
                         for item in missing
-                        if item not in self.permitted.items | self.permitted.unanswered and not is_open
+                        if not self.permitted.has(item) and not is_open
                     )
                 elif not self.may_be_gone(session_id):
                     yield f"{session_id}: the file is gone, with {items.total() if items else 0} items"
@@ -148,11 +153,10 @@ class Ledger:
 
 
 def unanswered_in(session: Session) -> set[Item]:
-    """The prompts that have no answer here yet; the stand-in for the model repeats in its answer how they begin."""
-    said = session.of_type("message")
-    answers = " ".join(message["content"] for message in said if message["role"] == "assistant")
-    prompts = [message["content"] for message in said if message["role"] == "user"]
-    return {("user", prompt) for prompt in prompts if prompt.split()[0] not in answers}
+    """The prompts behind the last answer: those whose turns may go on."""
+    said = [(message["role"], message["content"]) for message in session.of_type("message")]
+    behind = itertools.takewhile(lambda item: item[0] == "user", reversed(said))
+    return set(behind)
 
 
 def items_of(session: Session) -> Counter[Item]:

@@ -250,7 +250,7 @@ class Store:
         said = {item["content"] for session in store.values() for item in session.of_type("message")}
         whole = [chat for chat in self.world.server.chats() if isinstance(chat, dict)]  # a process died while it asked
         for prompt in (chat["messages"][-1]["content"] for chat in whole):
-            if prompt in self.sent and prompt not in said and ("user", prompt) not in self.ledger.permitted.items:
+            if prompt in self.sent and prompt not in said and not self.ledger.permitted.has(("user", prompt)):
                 session_id = self.sent[prompt]
                 if not (self.ledger.may_be_gone(session_id) if session_id else self.purged):
                     yield f"{session_id}: {prompt[:60]}"
