@@ -78,10 +78,12 @@ class Ledger:
         """These were printed."""
         with self._lock:
             if session_id not in self.permitted.sessions or self.merges:
-                told = Counter(items)
-                self._kept.setdefault(session_id, Counter()).update(told)
-                if any(role == "assistant" for role, _ in told):
-                    self.permitted.unanswered.difference_update(told)
+                self._kept.setdefault(session_id, Counter()).update(items)
+
+    def answered(self, prompt: str) -> None:
+        """The answer to this prompt is stored, and so the prompt is there again if an editor had taken it."""
+        with self._lock:
+            self.permitted.unanswered.discard(("user", prompt))
 
     def edited(self, items: Iterable[Item], unanswered: Iterable[Item] = ()) -> None:
         """These were taken out of a file, and these prompts before their answers came."""

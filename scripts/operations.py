@@ -174,6 +174,8 @@ class Worker(threading.Thread):
         items: list[Item] = [("user", prompt)] if prompt else []
         items += [("assistant", event["response"]) for event in told if event.get("response")]
         self.store.ledger.acknowledge(told[0]["session_id"], items)
+        if prompt and items[-1][0] == "assistant":
+            self.store.ledger.answered(prompt)
         self.tally.count("turns", "whole" if told[-1].get("done") else "prompt, and what had come of the answer")
 
     def fork(self) -> None:

@@ -156,6 +156,8 @@ def test_a_prompt_that_an_editor_took_is_brought_back_by_its_answer(book: Book) 
     assert book.lost() == []
     stores.add(book.path, stores.line(stores.message(90, *answer)))
     book.kept.acknowledge(book.path.stem, [prompt, answer])
+    assert book.lost() == [], "a fork tells the same once more"
+    book.kept.answered(prompt[1])
     assert "Question 9" in book.lost()[0]
 
 
