@@ -301,11 +301,18 @@ def _read_whole(file: BinaryIO, reading: Reading) -> Reading:
 
 def _read_rest(file: BinaryIO, reading: Reading) -> Reading:
     """Fold in the lines up to the size in the stamp; what is added meanwhile has a stamp of its own."""
-    for line in file:
-        if not line.endswith(b"\n") or reading.end + len(line) > reading.stamp[0]:
-            break
+    for line in _whole_lines(file, reading.stamp[0] - reading.end):
         reading.take(line)
     return reading
+
+
+def _whole_lines(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The lines in so many bytes from here on, without one that has no end yet."""
+    for line in file:
+        size -= len(line)
+        if size < 0 or not line.endswith(b"\n"):
+            break
+        yield line
 
 
 def _undone(file: BinaryIO, size: int, void: AbstractSet[int] = frozenset()) -> set[str]:
@@ -313,9 +320,7 @@ def _undone(file: BinaryIO, size: int, void: AbstractSet[int] = frozenset()) -> 
     ids: set[str] = set()
     offset = 0
     file.seek(0)
-    for line in file:
-        if not line.endswith(b"\n") or offset + len(line) > size:
-            break
+    for line in _whole_lines(file, size):
         if (b'"undo"' in line or b"\\u" in line or b"\0" in line) and offset not in void:  # other ways to write it
             with suppress(DamagedLine):
                 record = records.decode(line)

@@ -43,8 +43,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import bench_server
 import comparison
+import measured
 import peers
-import processes
 import real_ollama
 import stores
 from report import Report
@@ -286,7 +286,7 @@ def measure_search(bench: Bench, rounds: int) -> None:
 
 def compare(rounds: int, wanted: argparse.Namespace) -> Report:
     """Ours and its peers, side by side."""
-    with contextlib.redirect_stdout(sys.stderr), processes.folder() as folder, bench_server.running() as server:
+    with contextlib.redirect_stdout(sys.stderr), measured.folder() as folder, bench_server.running() as server:
         every = [peers.Ours(), peers.FirstMajor(), peers.Llm(), peers.ShellGpt()]
         programs, told = comparison.ready(every, folder, server.url)
         if every[0] not in programs:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench_server import InstantOllama, InstantServer
 from environment import Failed, say
+from measured import Cost, run
 from peers import Missing, Program, last_line, remove
-from processes import Cost, run
 from tables import Cell, Table, Target, size
 
 if TYPE_CHECKING:

@@ -86,6 +86,14 @@ class Environment:
             file.write(step + "\n")
         return True
 
+    def install_as_users_do(self) -> None:
+        """The checkout as it is now, not editable, byte-compiled."""
+        self.make()
+        self.install("-q", ".")
+        again = ["pip", "install", "-q", "--no-deps", "--force-reinstall", "--compile", "."]
+        if subprocess.run([str(self.python), "-m", *again], cwd=ROOT, check=False).returncode:
+            raise Failed("pip could not install the project; its message is above")
+
     def install_with_embedded(self, *extras: str) -> bool:
         """Have the project installed, editable. Whether with the extra `embedded`: not every platform has
         a wheel of its library, and building that takes a compiler and half an hour.

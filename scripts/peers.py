@@ -22,8 +22,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from environment import ROOT, Environment, Failed
-from processes import Cost, Process
+from environment import ROOT, Environment
+from measured import Cost, Process
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -155,11 +155,7 @@ class Ours(Program):
 
     def install(self) -> None:
         """The checkout, not editable: as users have it."""
-        self.environment.make()
-        self.environment.install("-q", ".")
-        again = ["pip", "install", "-q", "--no-deps", "--force-reinstall", "--compile", "."]
-        if subprocess.run([str(self.environment.python), "-m", *again], cwd=ROOT, check=False).returncode:
-            raise Failed("pip could not install the project; its message is above")
+        self.environment.install_as_users_do()
 
     def variables(self, home: Path) -> dict[str, str]:
         return {"OLLAMA_PROMPT_HOME": str(home), "OLLAMA_PROMPT_MODEL": self.model, "OLLAMA_PROMPT_NO_SERVE": "1"}

@@ -1,73 +1,256 @@
-"""Programs run from start to end, and what each run cost.
+"""Processes of the command, started, killed and counted; and the stores on which they work.
 
-A cost is that of one whole process: CPU time (user + system), time on the clock, peak memory, bytes written to files.
-`launch.py` takes it; this is its other side.
+What a process runs first (`FORGERY`) makes its clock wrong, or keeps its files from growing. Nothing of the user's own
+environment reaches it, and it reaches nothing but the server that stands in for Ollama.
 """
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
+import random
+import signal
 import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-from environment import Failed
+import bench
+import ledger
+import reader
+from ledger import Ledger, Permitted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
-LAUNCHER = Path(__file__).with_name("launch.py")
+    from standin import StandIn
 
+Json = dict[str, Any]
 
-class Cost(NamedTuple):
-    """One run."""
-
-    cpu: float
-    clock: float
-    peak: int
-    written: int | None
-    """To files, in bytes; None where the system does not count them."""
-    code: int
-    output: str
-    complaint: str
-
-
-class Process:
-    """A program that was started; several may run at once."""
-
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        handle, self._report = tempfile.mkstemp(prefix="cost-")
-        os.close(handle)
-        self._command = command[0]
-        launched = [sys.executable, "-I", "-S", str(LAUNCHER), self._report, *command]
-        nothing = subprocess.DEVNULL
-        self._process = subprocess.Popen(
-            launched, env=env, stdin=nothing, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-
-    def end(self) -> Cost:
-        """Wait for its end; what it cost."""
-        output, complaint = self._process.communicate()
-        report = Path(self._report).read_text(encoding="ascii").split()
-        os.unlink(self._report)
-        if not report:
-            raise Failed(f"{self._command} cannot be run: {complaint.decode('utf-8', 'replace').strip()}")
-        code, cpu, clock, peak, written = report
-        to_files = int(written) - len(output) - len(complaint) if int(written) >= 0 else None
-        texts = (text.decode("utf-8", "replace") for text in (output, complaint))
-        return Cost(float(cpu), float(clock), int(peak), to_files, int(code), *texts)
+LIMIT = 240.0
+"""Seconds after which a command hangs."""
+FORGERY = """\
+import os, time
+if "TORTURE_CLOCK" in os.environ:
+    def forge():
+        first, later, after = map(float, os.environ["TORTURE_CLOCK"].split())
+        right, running, start = time.time_ns, time.monotonic, time.monotonic()
+        time.time_ns = lambda: right() + int(first if running() - start < after else later) * 10**9
+        time.time = lambda: time.time_ns() / 1e9
+    forge()
+if "TORTURE_FILE_SIZE" in os.environ:
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["TORTURE_FILE_SIZE"]),) * 2)
+"""
+"""What a command runs first: its clock is wrong, and jumps after a while; its files cannot grow beyond a size."""
 
 
-def run(command: list[str], env: dict[str, str]) -> Cost:
-    """Run a program alone."""
-    return Process(command, env).end()
+class Broken(Exception):
+    """The run cannot go on; the tally says why."""
 
 
-@contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    """A folder for the stores, gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
-        yield Path(name)
+class Tally:
+    """What was done, and what went wrong."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Counter[str]] = {}
+        self.broken: list[str] = []
+        self.notes: list[str] = []
+        self._lock = threading.Lock()
+        self._seconds: dict[str, float] = {}
+
+    def count(self, group: str, name: str, number: int = 1) -> None:
+        """So many more of it."""
+        with self._lock:
+            self.counts.setdefault(group, Counter())[name] += number
+
+    def total(self, group: str) -> int:
+        """How many there are in a group."""
+        return sum(self.counts.get(group, Counter()).values())
+
+    def promise(self, what: str, problems: Iterable[str]) -> None:
+        """These problems break a promise."""
+        for problem in problems:
+            self.count("broken", what)
+            self.broken.append(f"{what}: {problem}")
+
+    def took(self, kind: str, seconds: float) -> None:
+        """A command of this kind came to its end."""
+        self._seconds[kind] = 0.7 * self._seconds.get(kind, seconds) + 0.3 * seconds
+
+    def usual(self, kind: str) -> float:
+        """How long a command of this kind takes."""
+        return self._seconds.get(kind, 0.5)
+
+
+class Ended:
+    """How a command ended, and the signal that it got."""
+
+    def __init__(self, process: subprocess.Popen[bytes], out: bytes, err: bytes, signalled: int | None) -> None:
+        self.returncode = process.returncode
+        self.stdout, self.stderr = out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+        self.signalled = signalled
+
+    @property
+    def printed(self) -> list[Json]:
+        """The JSON objects on stdout that are whole: one, or events."""
+        try:
+            return [json.loads(self.stdout)]
+        except ValueError:
+            pass
+        found = []
+        for line in self.stdout.splitlines():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return [event for event in found if isinstance(event, dict)]
+
+    @property
+    def session_id(self) -> str | None:
+        """The session, if it was printed."""
+        told = [*self.printed, self.error]
+        return next((str(event["session_id"]) for event in told if "session_id" in event), None)
+
+    @property
+    def error(self) -> Json:
+        """The error object, if there is one."""
+        try:
+            last = json.loads(self.stderr.splitlines()[-1])
+        except (ValueError, IndexError):
+            return {}
+        return last if isinstance(last, dict) else {}
+
+    def __str__(self) -> str:
+        got = f", signal {self.signalled}" if self.signalled else ""
+        return f"exit {self.returncode}{got}: {self.stdout[-300:]!r} {self.stderr[-600:]!r}"
+
+
+class World:
+    """What all scenes share: how to run the command, the server, the count."""
+
+    def __init__(self, folder: Path, python: str, seed: int, server: StandIn) -> None:
+        self.folder, self.python, self.seed, self.server = folder, python, seed, server
+        self.tally = Tally()
+        early = folder / "early"
+        early.mkdir()
+        (early / "sitecustomize.py").write_text(FORGERY, encoding="utf-8")
+        self.environment = {
+            **{name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ},
+            **bench.WHO,
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "HOME": str(folder),
+            "OLLAMA_HOST": server.url,
+            "OLLAMA_PROMPT_NO_SERVE": "1",
+            "OLLAMA_PROMPT_MODEL": "smollm2",
+            "PYTHONPATH": str(early),
+        }
+
+    def run(
+        self, kind: str, command: list[str], home: Path, env: dict[str, str] | None = None,
+        after: float | None = None, number: int = 0, group: bool = False,
+    ) -> Ended:  # fmt: skip
+        """Run a command; after some seconds it gets a signal, alone or with the processes that it started."""
+        given = {**self.environment, "OLLAMA_PROMPT_HOME": str(home), **(env or {})}
+        start, signalled = time.monotonic(), None
+        process = subprocess.Popen(
+            command, cwd=self.folder, env=given, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            out, err = process.communicate(timeout=LIMIT if after is None else after)
+        except subprocess.TimeoutExpired:
+            if after is None:
+                self.tally.promise("hangs", [" ".join(command)])
+            signalled = signal.SIGKILL if after is None else number
+            (os.killpg if group else os.kill)(process.pid, signalled)
+            out, err = self._end(process, command)
+        ended = Ended(process, out, err, signalled)
+        if signalled is None:
+            self.tally.took(kind, time.monotonic() - start)
+        return ended
+
+    def _end(self, process: subprocess.Popen[bytes], command: list[str]) -> tuple[bytes, bytes]:
+        try:
+            return process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            self.tally.promise("hangs after a signal", [" ".join(command)])
+            process.kill()
+            return process.communicate()
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command as users have it."""
+        return [self.python, "-m", "ollama_prompt", *arguments]
+
+
+class Store:
+    """One store, and what it acknowledged."""
+
+    def __init__(self, world: World, home: Path, permitted: Permitted, merges: bool = False) -> None:
+        self.world, self.home = world, home
+        self.ledger = Ledger(permitted, merges)
+        self.by_hand = threading.Lock()
+        self.purged = False
+        self.moved: set[str] = set()
+        self.sent: dict[str, str | None] = {}
+
+    def run(self, *arguments: str) -> Ended:
+        """A command that nothing disturbs."""
+        return self.world.run("check", self.world.command(*arguments), self.home)
+
+    def answer(self, *arguments: str, may_fail: bool = False) -> Json:
+        """What such a command prints; it must succeed."""
+        ended = self.run(*arguments)
+        if (ended.returncode and not may_fail) or len(ended.printed) != 1:
+            self.world.tally.promise("a command fails where nothing disturbs it", [f"{arguments}: {ended}"])
+            raise Broken
+        return ended.printed[0]
+
+    def check(self, rng: random.Random) -> None:
+        """Compare the files with everything that was or is said of them; what is there must stay."""
+        tally, store = self.world.tally, reader.read(self.home)
+        tally.promise("lost", self.ledger.lost(store))
+        tally.promise("sent, and not stored", self._unsent(store))
+        tally.promise("damaged", self.ledger.unexplained(store))
+        for line in self.ledger.damaged(store):
+            tally.count("damaged", "written by hand" if ledger.BY_HAND in line else "torn by a kill")
+        listing = self.check_listing()
+        self.answer("--reindex")
+        if self.answer("--list-sessions") != listing:
+            tally.promise("index", [f"{self.home}: a new index lists something else"])
+        tally.promise("check", ledger.compare_check(store, self.answer("--check", may_fail=True)))
+        self._search(store, rng)
+        self.ledger.settle(store)
+        self.sent.clear()
+        self.moved.clear()
+        self.purged = False
+
+    def check_listing(self) -> Json:
+        """What is listed, compared with the files."""
+        listing = self.answer("--list-sessions")
+        self.world.tally.promise("listing", ledger.compare_listing(reader.read(self.home), listing))
+        return listing
+
+    def _search(self, store: dict[str, reader.Session], rng: random.Random) -> None:
+        """Search for something that is there, and for something that is not there any more."""
+        there = sorted(item["content"].split()[0] for session in store.values() for item in session.messages)
+        gone = sorted(content.split()[0] for role, content in self.ledger.permitted.items if role == "user")
+        for contents in (there, gone):
+            if contents:
+                word = rng.choice(contents)
+                found = self.answer("--search", word, "--limit", "10000")
+                self.world.tally.promise("search", ledger.compare_search(store, word, found))
+
+    def _unsent(self, store: dict[str, reader.Session]) -> Iterator[str]:
+        """Prompts that reached the server, and are not in the files."""
+        if self.ledger.merges:
+            return
+        said = {item["content"] for session in store.values() for item in session.of_type("message")}
+        whole = [chat for chat in self.world.server.chats() if isinstance(chat, dict)]  # a process died while it asked
+        for prompt in (chat["messages"][-1]["content"] for chat in whole):
+            if prompt in self.sent and prompt not in said and not self.ledger.permitted.has(("user", prompt)):
+                session_id = self.sent[prompt]
+                if not (self.ledger.may_be_gone(session_id) if session_id else self.purged):
+                    yield f"{session_id}: {prompt[:60]}"

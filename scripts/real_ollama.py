@@ -25,8 +25,8 @@ from tables import Cell, Table
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from measured import Cost
     from peers import Program
-    from processes import Cost
 
 Json = dict[str, Any]
 COPY = "ollama-prompt-bench"

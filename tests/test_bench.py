@@ -10,14 +10,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-import processes
+import measured
 from tables import Table, Target
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows does not tell what a child used")
 
 
-def python(code: str) -> processes.Cost:
-    return processes.run([sys.executable, "-I", "-S", "-c", code], {})
+def python(code: str) -> measured.Cost:
+    return measured.run([sys.executable, "-I", "-S", "-c", code], {})
 
 
 @POSIX
