@@ -62,7 +62,7 @@ NUMBERS = (
 PATHS = (
     *(".", "..", "a.txt", "d", "d/b.txt", "list.json", "schema.json"),
     *("pic.png", "bad.bin", "out", "new.md", "new/new.md"),
-    *("~", "~nobody/x", "x" * 300, "a/" * 2000, "d/../a.txt", "\udcff.txt"),
+    *("~", "~no-such-user/x", "x" * 300, "a/" * 2000, "d/../a.txt", "\udcff.txt"),
     *("x.gguf", "a.txt/x", "sp ace\n.md", ".gguf"),
     *(f"{ROOT}/w/a/b/c/abs.md", f"{ROOT}/gone/x", f"{ROOT}/home", f"{ROOT}/store", "/dev/null"),
 )  # fmt: skip
@@ -91,7 +91,8 @@ OF_METAVAR = {
 """What a flag wants; it gets something else too."""
 VARIABLES = {
     "OLLAMA_PROMPT_MODEL": ("", " ", "x.gguf", "\udcff"), "OLLAMA_PROMPT_MAX_CONTEXT_TOKENS": NUMBERS,
-    "OLLAMA_PROMPT_HOME": (f"{ROOT}/w/a.txt", f"{ROOT}/w/new", "", "~nobody/x"), "COLUMNS": NUMBERS, "NO_COLOR": ("1",),
+    "OLLAMA_PROMPT_HOME": (f"{ROOT}/w/a.txt", f"{ROOT}/w/new", "", "~no-such-user/x"),
+    "COLUMNS": NUMBERS, "NO_COLOR": ("1",),
     "OLLAMA_API_KEY": ("k", "k\n", "é", "\udcff"),
     "OLLAMA_HOST": ("http://[", "ftp://x", "127.0.0.1:99999", "a@b", ":1"),
     "OLLAMA_PROMPT_DB_PATH": (f"{ROOT}/w/a/b/c/a.txt", f"{ROOT}/w/new.db", f"{ROOT}/w"),

@@ -122,7 +122,7 @@ class Reader:
     """The target; see the module. Files lie in memory where the system has such a place."""
 
     name = "reader"
-    seconds = 20.0
+    seconds = 60.0
     megabytes = 400.0
 
     def __init__(self) -> None:
