@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 APPLICATION_ID = 0x6F6C7072  # "olpr"
 SCHEMA_VERSION = 3
-PAGE = 16_384
-"""Bytes that SQLite reads at once: a long listing is in a quarter of the usual reads. The first names the tables."""
+FIRST_PAGE = 4096
+"""Bytes at the beginning of a database where its tables are named."""
 TABLE_OF_1X = b"CREATE TABLE sessions"
 """Conversations, which ollama-prompt 1.x puts into our index if it is told that its database is there."""
 BUSY_SECONDS = 2.0
@@ -184,7 +184,7 @@ class Index:
             if not stat.S_ISREG(os.stat(self.path).st_mode):
                 return "foreign"  # a folder; a pipe, which would be waited for; a device, which is everybody's
             with open(self.path, "rb") as file:
-                head = file.read(PAGE)
+                head = file.read(FIRST_PAGE)
         except (FileNotFoundError, NotADirectoryError):
             return "missing"
         except OSError:
@@ -316,7 +316,6 @@ class Index:
             with suppress(OSError):
                 os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600))
         with self._connected() as database:
-            database.execute(f"PRAGMA page_size = {PAGE}")  # of one that is made now
             database.execute("PRAGMA synchronous = OFF")
             database.execute("PRAGMA secure_delete = ON")  # what is deleted stays in no free page: titles are text
             self._begin(database)
