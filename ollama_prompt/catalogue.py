@@ -62,7 +62,7 @@ class Catalogue:
         """Every session once, or the first, as lines of the listing in JSON, newest use first; how many all are."""
 
         def read(stamps: Stamps) -> tuple[list[bytes], int] | None:
-            if self.index.has_copies():
+            if _has_copies(stamps):
                 return None
             lines = self.index.lines(self._folder, limit)  # other processes may have written more since
             return lines, len(lines) if limit is None else len(stamps)
@@ -75,7 +75,7 @@ class Catalogue:
 
     def stamps(self) -> Stamps:
         """Every session once: its file and that one's stamp, in no order."""
-        rows = self._from_index_or_rows(lambda stamps: None if self.index.has_copies() else stamps)
+        rows = self._from_index_or_rows(lambda stamps: None if _has_copies(stamps) else stamps)
         return rows if isinstance(rows, dict) else {row.path: row.stamp_or_young for row in _one_each(rows)}
 
     def _from_index_or_rows(self, read: Callable[[Stamps], T | None]) -> T | list[Row]:
@@ -109,7 +109,7 @@ class Catalogue:
         """(As `rows`, but where that is easy without those used since this time, if any; the ids of all sessions)."""
 
         def read(stamps: Stamps) -> tuple[list[Row], set[str]] | None:
-            if time is None or self.index.has_copies():
+            if time is None or _has_copies(stamps):
                 return None
             return self.index.unused_since(time), set(map(id_of, stamps))
 
@@ -377,6 +377,11 @@ def _one_each(rows: list[Row]) -> list[Row]:
         best.setdefault(row.session_id, row)
     by_path = sorted(best.values(), key=lambda row: row.path)  # the order of the index where uses are equal
     return sorted(by_path, key=lambda row: (row.last_used, row.last_id), reverse=True)
+
+
+def _has_copies(stamps: Stamps) -> bool:
+    """Whether a session lies in several files."""
+    return len({path[-_NAME_LENGTH:] for path in stamps}) < len(stamps)
 
 
 def _packed_with_limits(status: os.stat_result) -> bytes:

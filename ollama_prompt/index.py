@@ -76,7 +76,6 @@ _LINES = """
 SELECT CAST(listed || ? || path_json || '"}' AS BLOB) FROM files ORDER BY last_used DESC, last_id DESC LIMIT ?
 """
 _STAMPS = "SELECT path, CASE WHEN young THEN x'' ELSE stamp END FROM files"
-_COPIES = "SELECT count(*) > count(DISTINCT session_id) FROM files"
 _ROWS = "SELECT files.*, saved FROM files LEFT JOIN readings USING (path)"
 
 
@@ -216,11 +215,6 @@ class Index:
             if None in lines:
                 raise ValueError("a line in a page that was cut")
             return lines
-
-    def has_copies(self) -> bool:
-        """Whether a session lies in several files. Raises `IndexUnusable`."""
-        with self._reading() as database:
-            return bool(database.execute(_COPIES).fetchone()[0])
 
     def rows(self, wait: bool = True) -> list[Row]:
         """All rows; with `wait` False only if they can be had at once. Raises `IndexUnusable`."""

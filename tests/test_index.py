@@ -112,7 +112,6 @@ def sql(path: Path, statements: str) -> None:
 READS: dict[str, Act] = {
     "stamps": lambda index: index.stamps(),
     "lines": lambda index: index.lines("/store/"),
-    "copies": lambda index: index.has_copies(),
     "rows": lambda index: index.rows(),
     "find": lambda index: index.find(stores.new_id(1)),
     "at": lambda index: index.at([row(1).path]),
