@@ -225,8 +225,8 @@ def test_killed_at_every_step(crash: Crash, stride: int) -> None:
     assert count > 5
     for step in range(1, count + 1, stride):
         killed = crash.kill_at(step)
-        # A clock that ticks in between saves or costs a few steps.
-        assert killed.returncode == (-9 if step < count - 5 else killed.returncode), (step, killed)
+        # A clock that ticks in between saves or costs a few steps, with each session that is read.
+        assert killed.returncode == (-9 if step < count - count // 10 - 5 else killed.returncode), (step, killed)
         crash.check(killed)
 
 

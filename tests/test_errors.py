@@ -14,6 +14,7 @@ from stores import records, said, the_file
 
 from ollama_prompt import cli, commands, errors, interrupts
 from ollama_prompt.errors import OllamaPromptError
+from ollama_prompt.indexer import Indexer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,7 +110,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", FOREIGN, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize(("name", "arguments"), [("ask", ["-p", "Hi"]), ("list_sessions", ["--list-sessions"])])
+@pytest.mark.parametrize(("name", "arguments"), [("ask", ["-p", "Hi"]), ("check", ["--check"])])
 def test_no_foreign_error_escapes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     name: str, arguments: list[str], error: Exception,
@@ -126,7 +127,7 @@ def test_no_foreign_error_escapes(
     assert capsys.readouterr().err.startswith(f"error: {type(error).__name__}")
 
 
-@pytest.mark.parametrize("module", ["indexer.Indexer.sessions", "index.Index.state"])
+@pytest.mark.parametrize("module", ["indexer.Indexer.listing", "index.Index.state"])
 def test_no_foreign_error_escapes_from_below(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str
 ) -> None:
@@ -136,7 +137,7 @@ def test_no_foreign_error_escapes_from_below(
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(commands, "list_sessions", raise_it(MemoryError()))
+    monkeypatch.setattr(Indexer, "listing", raise_it(MemoryError()))
     assert cli.main(["--list-sessions", "--debug"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -167,7 +168,7 @@ def test_interruptions_have_their_exit_codes(
 ) -> None:
     raised = {130: errors.Interrupted(2), 143: errors.Interrupted(15)}
     for code, error in [*raised.items(), (130, KeyboardInterrupt())]:
-        monkeypatch.setattr(commands, "list_sessions", raise_it(error))
+        monkeypatch.setattr(Indexer, "listing", raise_it(error))
         assert cli.main(["--list-sessions"]) == code
         assert capsys.readouterr() == ("", "")
 
