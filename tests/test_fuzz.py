@@ -127,7 +127,7 @@ class Spoilt:
             while True:
                 pass
         if data == b"3":
-            self.kept = b"x" * int((fuzz_runs.peak_megabytes() + 50) * 1_000_000)
+            self.kept = b"x" * (int(fuzz_runs.peak_megabytes() + 50) << 20)
 
     def close(self) -> None:
         pass
