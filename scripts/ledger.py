@@ -194,7 +194,7 @@ def compare_listing(store: Store, listing: Json) -> Iterator[str]:
 
 def compare_check(store: Store, checked: Json) -> Iterator[str]:
     """Where --check and the files differ."""
-    there = {(str(session.path), line) for session in store.values() for line in session.damage}
+    there = {(str(session.path), line) for session in store.values() for line in session.reported}
     told = {(item["path"], item["line"]) for item in checked["damage"]}
     yield from (f"{path}: line {line} is damaged, and --check does not say so" for path, line in there - told)
     yield from (f"{path}: line {line} is sound, and --check calls it damaged" for path, line in told - there)

@@ -33,6 +33,7 @@ class Session:
         self.damage: dict[int, bytes] = {}
         self._ids: set[str] = set()
         *lines, self.torn = (path.read_bytes() if data is None else data).split(b"\n")
+        self.is_empty = not lines
         for number, line in enumerate(lines, 1):
             if line.strip(b" \t\r\0"):
                 self._take(number, line)
@@ -46,6 +47,11 @@ class Session:
         elif record.get("id") not in self._ids:
             self._ids |= {record["id"]} if "id" in record else set()
             self.records.append(record)
+
+    @property
+    def reported(self) -> set[int]:
+        """The lines that are reported as damage."""
+        return {1} if self.is_empty else set(self.damage)
 
     def of_type(self, wanted: str) -> list[Json]:
         """The records of one type."""

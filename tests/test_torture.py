@@ -257,6 +257,12 @@ def test_a_wrong_check_is_noticed(book: Book, run: Run) -> None:
     assert len(book.differs("check", checked)) == 1
 
 
+def test_a_file_without_a_whole_line_is_damaged(book: Book, run: Run) -> None:
+    book.path.write_bytes(stores.line(stores.header(book.path.stem))[:-1])
+    stores.succeed(run("--reindex"))
+    assert book.differs("check", stores.clean(run("--check")).json) == []
+
+
 def test_a_wrong_search_is_noticed(book: Book, run: Run) -> None:
     found = stores.succeed(run("--search", "Question")).json
     assert book.differs("search", "Question", found) == []
