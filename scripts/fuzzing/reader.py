@@ -23,10 +23,10 @@ import tempfile
 import zlib
 from pathlib import Path
 
-import mutations
 import old_stores
 import stores
 
+from fuzzing import mutations
 from ollama_prompt import (
     commands,
     config,

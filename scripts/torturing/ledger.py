@@ -16,12 +16,12 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from reader import parse
+from torturing.reader import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from reader import Session
+    from torturing.reader import Session
 
 Json = dict[str, Any]
 Item = tuple[str, str]

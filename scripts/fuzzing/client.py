@@ -23,8 +23,7 @@ import threading
 import time
 import zlib
 
-import mutations
-
+from fuzzing import mutations
 from ollama_prompt import config, flags, ollama, render
 from ollama_prompt.errors import ModelError
 from ollama_prompt.host import Host

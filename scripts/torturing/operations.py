@@ -17,16 +17,15 @@ from collections import Counter
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-import ledger
-import reader
+from torturing import ledger, reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ledger import Item
-    from processes import Ended
-    from torture import Scene
+    from torturing.ledger import Item
+    from torturing.processes import Ended
+    from torturing.scenes import Scene
 
 Json = dict[str, Any]
 
