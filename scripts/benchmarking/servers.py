@@ -11,23 +11,15 @@ Both run in threads of the measuring process, whose own time is not counted.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, cast
-
-from environment import ROOT
-
-sys.path.insert(0, str(ROOT / "tests"))
+from typing import Any, cast
 
 import standin
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Json = dict[str, Any]
 COMPLETIONS = "/v1/chat/completions"
@@ -91,16 +83,6 @@ class InstantServer(standin.Server):
         """End it."""
         self.shutdown()
         self.server_close()
-
-
-@contextlib.contextmanager
-def running() -> Iterator[InstantServer]:
-    """A server that is closed at the end."""
-    server = InstantServer()
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 class WitnessHandler(BaseHTTPRequestHandler):

@@ -16,18 +16,15 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from environment import ROOT, Environment
-from measured import Cost, Process
-
-sys.path.insert(0, str(ROOT / "tests"))
-
 import stores
+from environment import Environment
+
+from benchmarking.costs import Cost, Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +34,6 @@ OLD_DAYS = 60
 MODEL = "smollm2"
 QUESTION = "Question {} of session {}, and why it is so."
 ANSWER = "An answer of some length, as models like to give them. " * 7
-"""Both as `make_store.py` has them."""
 
 
 class Missing(Exception):
@@ -173,12 +169,10 @@ class Ours(Program):
         return ["--purge", str(OLD_DAYS // 2)]
 
     def fill(self, home: Path, sessions: int, turns: int, *, old: bool = False) -> list[str]:
-        if old:
-            return [fill_old(home, number, turns) for number in range(sessions)]
-        script = ROOT / "scripts" / "make_store.py"
-        command = [str(self.environment.python), str(script), str(home), str(sessions), str(turns)]
-        subprocess.run(command, check=True, capture_output=True)
-        return [path.stem for path in stores.files(home)[-sessions:]]
+        at = long_ago() if old else datetime.datetime.now(datetime.timezone.utc)
+        first = int(at.timestamp() * 1000) - sessions
+        at_text = at.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        return [lay_down(home, stores.new_id(number, first), number, turns, at_text) for number in range(sessions)]
 
     def settle(self, home: Path) -> None:
         """What was read right after it changed is read once more."""
@@ -201,15 +195,14 @@ def long_ago() -> datetime.datetime:
     return datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=OLD_DAYS)
 
 
-def fill_old(home: Path, number: int, turns: int) -> str:
-    """A session of ours that was last used OLD_DAYS ago; its id."""
-    then = long_ago()
-    at = {"created_at": then.strftime("%Y-%m-%dT%H:%M:%S.000Z")}
-    session = stores.new_id(number, int(then.timestamp() * 1000))
-    lines = [stores.header(session, **at)]
+def lay_down(home: Path, session: str, number: int, turns: int, created_at: str) -> str:
+    """A session of ours as we write it; its id."""
+    lines = [stores.header(session, created_at=created_at)]
     for turn in range(turns):
-        lines.append(stores.message(2 * turn, "user", QUESTION.format(turn, number), **at))
-        lines.append(stores.message(2 * turn + 1, "assistant", ANSWER, **at))
+        counts = {"model": MODEL, "prompt_tokens": 20 + 100 * turn, "tokens": 80, "done_reason": "stop"}
+        question = QUESTION.format(turn, number)
+        lines.append(stores.message(2 * turn, "user", question, created_at=created_at))
+        lines.append(stores.message(2 * turn + 1, "assistant", ANSWER, created_at=created_at, **counts))
     path = home / "sessions" / stores.month_of(session) / f"{session}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(map(stores.line, lines)))
