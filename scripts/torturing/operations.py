@@ -57,7 +57,6 @@ class Worker(threading.Thread):
         self.rng = random.Random(f"{scene.world.seed} {scene.name} {scene.rounds} {number}")
         self.deadline = deadline
         self.store = scene.stores[0]
-        self.crashed: str | None = None
 
     def run(self) -> None:
         """Until the round is over, or something is broken."""
@@ -69,8 +68,7 @@ class Worker(threading.Thread):
                 (kind,) = self.rng.choices(list(self.scene.weights), list(self.scene.weights.values()))
                 getattr(self, kind)()
         except Exception as error:  # a bug of ours must end the run, not only this thread
-            self.crashed = f"{type(error).__name__}: {error}"
-            self.tally.promise("torture itself", [self.crashed])
+            self.tally.promise("torture itself", [f"{type(error).__name__}: {error}"])
 
     # --- Commands ------------------------------------------------------------------------------
 
