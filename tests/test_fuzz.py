@@ -123,10 +123,13 @@ class Spoilt:
         if data == b"1":
             raise ValueError("one")
         if data == b"2":
-            while True:
-                pass
+            self.hang()
         if data == b"3":
-            self.kept = b"x" * int((runs.peak_megabytes() + 50) * 1_000_000)
+            assert b"x" * int((runs.peak_megabytes() + 50) * 1_000_000)
+
+    def hang(self) -> None:
+        while True:
+            pass
 
     def close(self) -> None:
         pass
@@ -134,7 +137,8 @@ class Spoilt:
 
 def test_what_is_wrong_is_found_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = runs.run(Spoilt(), SEED, 12, folder=tmp_path)
-    assert sorted(path.read_bytes() for path in figures.findings.values()) == [b"1", b"2", b"3"]
+    # On a busy machine the one that takes too much may take too long first, and is found twice.
+    assert {path.read_bytes() for path in figures.findings.values()} == {b"1", b"2", b"3"}
     assert figures.exceptions >= 3
     assert figures.slowest >= 0.5
     told = capsys.readouterr().out

@@ -143,9 +143,11 @@ def _keep(error: BaseException, data: bytes, figures: Figures, path: Path) -> No
 
 
 def _place_of(error: BaseException) -> str:
-    """What tells findings apart: the kind of error and where it was raised."""
+    """What tells findings apart: the kind of error and where it was raised, or the function that took too long."""
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}" if frames else repr(error)
+    if isinstance(error, TookTooLong):  # which is raised by the alarm, wherever that came
+        return f"TookTooLong in {frames[-2].filename}, {frames[-2].name}"
+    return f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}"
 
 
 def peak_megabytes() -> float:
