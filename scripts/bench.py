@@ -2,10 +2,10 @@
 
     python3 scripts/bench.py [--rounds N] [--peers [--few] [--real] | --git | --search] [--json FILE]
 
-Measured are starting, turns, many sessions and long sessions (`comparison`); with --peers side by side with programs
-that do similar things, and many processes at once; with --real also a conversation on the Ollama at OLLAMA_HOST
-(`real_ollama`); with --git instead a large store under git (`repositories`), with --search one that is searched
-(`searching`). The project is installed into an environment of its own, byte-compiled, as users have it.
+Measured are starting, turns, many sessions and long sessions; with --peers side by side with programs that do similar
+things, and many processes at once; with --real also a conversation on the Ollama at OLLAMA_HOST; with --git instead a
+large store under git, with --search one that is searched. How is told in the modules of `benchmarking`. The project is
+installed into an environment of its own, byte-compiled, as users have it.
 
 Tables go to stdout, in Markdown, with --json FILE also as data; what is being done goes to stderr. POSIX only: Windows
 does not tell a child's CPU time.

@@ -13,6 +13,7 @@ import argparse
 import importlib
 import random
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from environment import ROOT, run_with_tests, say
@@ -37,11 +38,8 @@ def main(arguments: list[str]) -> int:
     print(f"seed: {wanted.seed}", flush=True)
     results = []
     for name in names:
-        target = _target(name)
-        try:
+        with closing(_target(name)) as target:
             results.append(runs.run(target, wanted.seed, wanted.cases or CASES[name], wanted.first, wanted.findings))
-        finally:
-            target.close()
     print("\n".join(["", runs.HEAD, *(figures.row() for figures in results)]))
     return 1 if any(figures.findings for figures in results) else 0
 
@@ -64,11 +62,8 @@ def _target(name: str) -> Target:
 
 def _again(name: str, path: Path) -> int:
     """Run one input; what it raises is seen."""
-    target = _target(name)
-    try:
+    with closing(_target(name)) as target:
         target.run(path.read_bytes())
-    finally:
-        target.close()
     say(f"{path}: as promised")
     return 0
 

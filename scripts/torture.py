@@ -9,9 +9,9 @@ Many processes of the real command work on the same stores, on the real disk, in
     git        the same on two machines that sync and pull from each other
     full disk  the same on a file system of a few megabytes that fills up again and again (needs root, for mount)
 
-Commands get SIGKILL, SIGINT or SIGTERM at any moment. When all of a round have ended, the files are read by `reader`,
-which knows only the documented format, and compared with what was acknowledged (`ledger`), and with what the listing,
-a listing by a new index, --check and --search say.
+Commands get SIGKILL, SIGINT or SIGTERM at any moment. When all of a round have ended, the files are read by
+`torturing.reader`, which knows only the documented format, and compared with what was acknowledged
+(`torturing.ledger`), and with what the listing, a listing by a new index, --check and --search say.
 
 The seed goes to stderr first. It decides what is done, and not how the processes meet: that is the system's to decide,
 and differs each time. A broken promise ends the run with exit code 1, and the stores stay for a look. At the end

@@ -9,13 +9,14 @@ All programs ask the same server on loopback, which answers at once.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from typing import TYPE_CHECKING, NamedTuple
 
 from environment import Failed, say
 
 from benchmarking.costs import Cost, run
-from benchmarking.peers import Missing, Program, last_line, remove
+from benchmarking.peers import Missing, Program, last_line
 from benchmarking.servers import InstantOllama, InstantServer
 from benchmarking.tables import Cell, Table, Target, size
 
@@ -156,7 +157,7 @@ class Comparison:
             self.fill_in(table, self.lists(number))
             self.fill_in(table, self.turns_beside(number))
             self.fill_in(table, self.purges(table, number))
-            remove(self.folder / f"beside-{number}")
+            shutil.rmtree(self.folder / f"beside-{number}", ignore_errors=True)
         order = ["list", "new", "continued", "purge"]
         table.rows = dict(sorted(table.rows.items(), key=lambda row: order.index(row[0].split()[0])))
 

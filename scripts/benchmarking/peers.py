@@ -13,7 +13,6 @@ import contextlib
 import datetime
 import json
 import os
-import shutil
 import sqlite3
 import subprocess
 import time
@@ -138,12 +137,29 @@ def last_line(text: str) -> str:
         return line
 
 
-class Ours(Program):
+class OllamaPrompt(Program):
+    """The project, of any release."""
+
+    script = "ollama-prompt"
+
+    def listing(self) -> list[str]:
+        return ["--list-sessions"]
+
+    def purge(self) -> list[str]:
+        return ["--purge", str(OLD_DAYS // 2)]
+
+    def session_of(self, cost: Cost, home: Path) -> str:  # noqa: ARG002
+        return str(json.loads(cost.output)["session_id"])
+
+    def answer_of(self, cost: Cost) -> str:
+        return str(json.loads(cost.output)["response"])
+
+
+class Ours(OllamaPrompt):
     """The project as it is now."""
 
     name = "ollama-prompt"
     requirements = ("ollama-prompt",)
-    script = "ollama-prompt"
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,12 +178,6 @@ class Ours(Program):
     def continued(self, session: str, prompt: str) -> list[str]:
         return ["--session-id", session, "--prompt", prompt]
 
-    def listing(self) -> list[str]:
-        return ["--list-sessions"]
-
-    def purge(self) -> list[str]:
-        return ["--purge", str(OLD_DAYS // 2)]
-
     def fill(self, home: Path, sessions: int, turns: int, *, old: bool = False) -> list[str]:
         at = long_ago() if old else datetime.datetime.now(datetime.timezone.utc)
         first = int(at.timestamp() * 1000) - sessions
@@ -179,12 +189,6 @@ class Ours(Program):
         self.must(self.listing(), home)
         time.sleep(0.1)
         self.must(self.listing(), home)
-
-    def session_of(self, cost: Cost, home: Path) -> str:  # noqa: ARG002
-        return str(json.loads(cost.output)["session_id"])
-
-    def answer_of(self, cost: Cost) -> str:
-        return str(json.loads(cost.output)["response"])
 
     def texts(self, home: Path) -> list[str]:
         return [text for path in stores.files(home) for _, text in stores.said(path)]
@@ -230,12 +234,11 @@ class Database:
         return [str(row[0]) for row in self.link.execute(query)]
 
 
-class FirstMajor(Program):
+class FirstMajor(OllamaPrompt):
     """ollama-prompt 1.2.0: one row a session, its history in it."""
 
     name = "ollama-prompt 1.2.0"
     requirements = ("ollama-prompt==1.2.0",)
-    script = "ollama-prompt"
     short = ("--max_tokens", "40")
     note = (
         "ollama-prompt 1.2.0 refuses to begin a session beside 1,000 others, and first removes those not used for "
@@ -255,12 +258,6 @@ class FirstMajor(Program):
     def continued(self, session: str, prompt: str) -> list[str]:
         return [*self.new(prompt), "--session-id", session]
 
-    def listing(self) -> list[str]:
-        return ["--list-sessions"]
-
-    def purge(self) -> list[str]:
-        return ["--purge", str(OLD_DAYS // 2)]
-
     def fill(self, home: Path, sessions: int, turns: int, *, old: bool = False) -> list[str]:
         ids = [str(uuid.uuid4()) for _ in range(sessions)]
         if not (home / "sessions.db").exists():
@@ -272,12 +269,6 @@ class FirstMajor(Program):
             for number, session in enumerate(ids):
                 database.add("sessions", {**pattern, "session_id": session, **first_major_history(number, turns)})
         return ids
-
-    def session_of(self, cost: Cost, home: Path) -> str:  # noqa: ARG002
-        return str(json.loads(cost.output)["session_id"])
-
-    def answer_of(self, cost: Cost) -> str:
-        return str(json.loads(cost.output)["response"])
 
     def texts(self, home: Path) -> list[str]:
         with opened(home / "sessions.db") as database:
@@ -444,8 +435,3 @@ def chat_texts(path: Path) -> list[str]:
         return [message["content"] for message in json.loads(path.read_text(encoding="utf-8"))]
     except ValueError:
         return []
-
-
-def remove(home: Path) -> None:
-    """A store that is not needed any more."""
-    shutil.rmtree(home, ignore_errors=True)
