@@ -207,10 +207,7 @@ def lay_down(home: Path, session: str, number: int, turns: int, created_at: str)
         question = QUESTION.format(turn, number)
         lines.append(stores.message(2 * turn, "user", question, created_at=created_at))
         lines.append(stores.message(2 * turn + 1, "assistant", ANSWER, created_at=created_at, **counts))
-    path = home / "sessions" / stores.month_of(session) / f"{session}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(map(stores.line, lines)))
-    return session
+    return stores.put(home, session, b"".join(map(stores.line, lines))).stem
 
 
 class Database:
