@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROUND_SECONDS = 12.0
+GROUPS = ("operations", "kills", "faults", "refused", "turns acknowledged", "damaged lines")
+"""What is counted, as the table has it."""
 
 
 def torture(world: World, seconds: float, processes: int) -> None:
@@ -65,26 +67,15 @@ def torture(world: World, seconds: float, processes: int) -> None:
             scene.close()
 
 
-GROUPS = {
-    "operations": "operations",
-    "kills": "kills",
-    "faults": "faults",
-    "refused": "refused",
-    "turns": "turns acknowledged",
-    "damaged": "damaged lines",
-}
-"""What the table has, and how it says so."""
-
-
 def report(world: World, seconds: float) -> Iterator[str]:
     """The table, in Markdown."""
     tally = world.tally
     yield f"seed {world.seed}, {seconds:.0f} seconds, {tally.total('rounds')} rounds, {os.cpu_count()} cores\n"
     yield "| what | how often | of which |"
     yield "|---|---|---|"
-    for group, name in GROUPS.items():
+    for group in GROUPS:
         parts = ", ".join(f"{kind} {number:,}" for kind, number in tally.counts.get(group, Counter()).most_common())
-        yield f"| {name} | {tally.total(group):,} | {parts} |"
+        yield f"| {group} | {tally.total(group):,} | {parts} |"
     broken = tally.counts.get("broken", Counter())
     yield f"| **turns lost** | {broken['lost']} | |"
     differences = sum(broken[what] for what in ("listing", "index", "check", "search"))

@@ -79,13 +79,8 @@ WORDS = (
 POOLS = (TEXTS, NUMBERS, PATHS, WORDS, IDS)
 OF_METAVAR = {
     "UUID": IDS,
-    "N": NUMBERS,
-    "S": NUMBERS,
-    "F": NUMBERS,
-    "DAYS": NUMBERS,
-    "FILE": PATHS,
-    "DIR": PATHS,
-    "PATH": PATHS,
+    **dict.fromkeys(("N", "S", "F", "DAYS"), NUMBERS),
+    **dict.fromkeys(("FILE", "DIR", "PATH"), PATHS),
 }
 """What a flag wants; it gets something else too."""
 VARIABLES = {

@@ -173,7 +173,9 @@ class Worker(threading.Thread):
         self.store.ledger.acknowledge(told[0]["session_id"], items)
         if prompt and items[-1][0] == "assistant":
             self.store.ledger.answered(prompt)
-        self.tally.count("turns", "whole" if told[-1].get("done") else "prompt, and what had come of the answer")
+        self.tally.count(
+            "turns acknowledged", "whole" if told[-1].get("done") else "prompt, and what had come of the answer"
+        )
 
     def fork(self) -> None:
         """A copy has at least what its origin had when it began."""

@@ -196,13 +196,9 @@ class Store:
         self.moved: set[str] = set()
         self.sent: dict[str, str | None] = {}
 
-    def run(self, *arguments: str) -> Ended:
-        """A command that nothing disturbs."""
-        return self.world.run("check", self.world.command(*arguments), self.home)
-
     def answer(self, *arguments: str, may_fail: bool = False) -> Json:
-        """What such a command prints; it must succeed."""
-        ended = self.run(*arguments)
+        """What a command prints that nothing disturbs; it must succeed."""
+        ended = self.world.run("check", self.world.command(*arguments), self.home)
         if (ended.returncode and not may_fail) or len(ended.printed) != 1:
             self.world.tally.promise("a command fails where nothing disturbs it", [f"{arguments}: {ended}"])
             raise Broken
@@ -215,7 +211,7 @@ class Store:
         tally.promise("sent, and not stored", self._unsent(store))
         tally.promise("damaged", self.ledger.unexplained(store))
         for line in self.ledger.damaged(store):
-            tally.count("damaged", "written by hand" if ledger.BY_HAND in line else "torn by a kill")
+            tally.count("damaged lines", "written by hand" if ledger.BY_HAND in line else "torn by a kill")
         listing = self.check_listing()
         self.answer("--reindex")
         if self.answer("--list-sessions") != listing:
