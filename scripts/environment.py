@@ -17,6 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
 OLDEST = (3, 10)
 ROOT = Path(__file__).resolve().parent.parent
 PIP = ["pip", "install", "--disable-pip-version-check"]
@@ -90,14 +95,14 @@ class Environment:
         """The checkout as it is now, not editable, byte-compiled."""
         self.make()
         self.install("-q", ".")
-        again = ["pip", "install", "-q", "--no-deps", "--force-reinstall", "--compile", "."]
-        if subprocess.run([str(self.python), "-m", *again], cwd=ROOT, check=False).returncode:
+        if not self._install("-q", "--no-deps", "--force-reinstall", "--compile", "."):
             raise Failed("pip could not install the project; its message is above")
 
     def install_with_embedded(self, *extras: str) -> bool:
         """Have the project installed, editable. Whether with the extra `embedded`: not every platform has
         a wheel of its library, and building that takes a compiler and half an hour.
         """
+        self.make()
         with_embedded = ",".join([*extras, "embedded"])
         if self.try_to_install("--only-binary", "xllamacpp", "-e", f".[{with_embedded}]"):
             return True
@@ -115,11 +120,38 @@ class Environment:
 
     def _install(self, *arguments: str) -> bool:
         say("$ " + " ".join([*PIP[:2], *arguments]))
-        return subprocess.run([self.python, "-m", *PIP, *arguments], cwd=ROOT, check=False).returncode == 0
+        command = [str(self.python), "-m", *PIP, *arguments]
+        return (
+            subprocess.run(command, cwd=ROOT, stdout=sys.stdout, check=False).returncode == 0
+        )  # also a redirected one
 
     def _steps(self) -> list[str]:
         """The fingerprint, then what was installed."""
         return self._done.read_text(encoding="utf-8").splitlines() if self._done.exists() else []
+
+
+def run(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run a script, and end with its exit code."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Failed as failure:
+        sys.exit(f"error: {failure}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run_with_tests(main: Callable[[list[str]], int]) -> NoReturn:
+    """The same in the environment of the tests, which is made where it is missing."""
+
+    def start(arguments: list[str]) -> int:
+        environment = Environment(".venv-test")
+        if Path(sys.prefix) != environment.folder:
+            environment.install_with_embedded("test")
+            sys.stdout.flush()
+            os.execv(environment.python, [str(environment.python), *sys.argv])
+        return main(arguments)
+
+    run(start)
 
 
 def _refuse_unfit_python() -> None:

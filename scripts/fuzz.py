@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import random
 import sys
+from contextlib import closing
 from pathlib import Path
 
-from environment import ROOT, Environment, Failed, say
+from environment import ROOT, run_with_tests, say
+from fuzzing import runs
+
+sys.path.append(str(ROOT / "tests"))
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
-
-    from fuzz_runs import Target
+    from fuzzing.runs import Target
 
 CASES = {"reader": 1_000_000, "client": 20_000, "arguments": 100_000}
 """How many cases a run has of each target, unless it is told."""
@@ -32,22 +33,14 @@ def main(arguments: list[str]) -> int:
     """Run what is asked for; the exit code."""
     wanted = _parser().parse_args(arguments)
     names = list(CASES) if wanted.target == "all" else [wanted.target]
-    sys.path.insert(0, str(ROOT / "tests"))
-    import fuzz_runs
-
     if wanted.again:
         return _again(names[0], wanted.again)
     print(f"seed: {wanted.seed}", flush=True)
     results = []
     for name in names:
-        target = _target(name)
-        try:
-            results.append(
-                fuzz_runs.run(target, wanted.seed, wanted.cases or CASES[name], wanted.first, wanted.findings)
-            )
-        finally:
-            target.close()
-    print("\n".join(["", fuzz_runs.HEAD, *(figures.row() for figures in results)]))
+        with closing(_target(name)) as target:
+            results.append(runs.run(target, wanted.seed, wanted.cases or CASES[name], wanted.first, wanted.findings))
+    print("\n".join(["", runs.HEAD, *(figures.row() for figures in results)]))
     return 1 if any(figures.findings for figures in results) else 0
 
 
@@ -63,36 +56,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _target(name: str) -> Target:
-    made: Target = getattr(importlib.import_module(f"fuzz_{name}"), name.capitalize())()
+    made: Target = getattr(importlib.import_module(f"fuzzing.{name}"), name.capitalize())()
     return made
 
 
 def _again(name: str, path: Path) -> int:
     """Run one input; what it raises is seen."""
-    target = _target(name)
-    try:
+    with closing(_target(name)) as target:
         target.run(path.read_bytes())
-    finally:
-        target.close()
     say(f"{path}: as promised")
     return 0
 
 
-def run_in_environment() -> NoReturn:
-    """Run this in the environment of the tests, which is made where it is missing."""
-    environment = Environment(".venv-test")
-    if Path(sys.prefix) == environment.folder:
-        sys.exit(main(sys.argv[1:]))
-    try:
-        environment.make()
-        environment.install_with_embedded("test")
-    except Failed as failure:
-        sys.exit(f"error: {failure}")
-    os.execv(environment.python, [str(environment.python), *sys.argv])
-
-
 if __name__ == "__main__":
-    try:
-        run_in_environment()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_with_tests(main)

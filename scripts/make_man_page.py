@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import re
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from environment import ROOT
 
 from ollama_prompt import __version__
 from ollama_prompt.flags import make_parser
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from argparse import Action
     from collections.abc import Iterator
 
-ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "docs" / "cli.md"
 PAGE = ROOT / "docs" / "data" / "share" / "man" / "man1" / "ollama-prompt.1"
 

@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from environment import ROOT
 from rich.console import Console
 from rich.text import Text
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests"))
 
-import screens  # noqa: E402  found by the path above
-import stores  # noqa: E402
+import screens
+import stores
 
 ROWS, COLUMNS = 60, 110
 RIVERS = """The **three longest** are:

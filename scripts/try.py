@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from environment import PIP, ROOT, Environment, Failed, say, short
+from environment import PIP, ROOT, Environment, Failed, run, say, short
 
 TRY = ROOT / ".try"
 STORE = TRY / "store"
@@ -33,17 +33,12 @@ ASK_HOST = (
 )
 
 
-def main() -> int:
+def main(_: list[str]) -> int:
     """Install, find a model, talk; the exit code."""
-    try:
-        environment = Environment(".venv")
-        environment.make()
-        embedded = environment.install_with_embedded()
-        model = model_of_ollama(environment) or model_in_file(environment, embedded)
-        talk(Command(environment), model)
-    except Failed as failure:
-        say(f"error: {failure}")
-        return 1
+    environment = Environment(".venv")
+    embedded = environment.install_with_embedded()
+    model = model_of_ollama(environment) or model_in_file(environment, embedded)
+    talk(Command(environment), model)
     return 0
 
 
@@ -192,7 +187,4 @@ def say_what_is_next(session: str) -> None:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a console without UTF-8
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

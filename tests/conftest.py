@@ -132,7 +132,6 @@ class Start(Protocol):
         env: dict[str, str] | None = None,
         stdin: File = subprocess.DEVNULL,
         stdout: File = subprocess.PIPE,
-        stderr: File = subprocess.PIPE,
         cwd: Path | None = None,
     ) -> subprocess.Popen[bytes]: ...
 
@@ -160,12 +159,11 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
         env: dict[str, str] | None = None,
         stdin: File = subprocess.DEVNULL,
         stdout: File = subprocess.PIPE,
-        stderr: File = subprocess.PIPE,
         cwd: Path | None = None,
     ) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ollama_prompt", *args]
         where, with_env = cwd or tmp_path, environment | (env or {})
-        process = subprocess.Popen(command, cwd=where, env=with_env, stdin=stdin, stdout=stdout, stderr=stderr)
+        process = subprocess.Popen(command, cwd=where, env=with_env, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
         running.append(process)
         return process
 

@@ -1033,8 +1033,8 @@ class Server(ThreadingHTTPServer):
 class StandIn:
     """A running stand-in, seen from a test."""
 
-    def __init__(self, port: int = 0, *, python: str = sys.executable) -> None:
-        command = [python, "-I", str(Path(__file__).resolve()), "--port", str(port)]
+    def __init__(self, port: int = 0) -> None:
+        command = [sys.executable, "-I", str(Path(__file__).resolve()), "--port", str(port)]
         # Its stdin ends with us, however we end: no server outlives a killed test run.
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
@@ -1107,12 +1107,10 @@ def main() -> None:
     """Serve until stdin is closed, or until killed."""
     parser = argparse.ArgumentParser(description="A stand-in for an Ollama server.")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--stay", action="store_true", help="do not end with stdin")
     arguments = parser.parse_args()
     server = Server(arguments.port)
     print(server.server_port, flush=True)
-    if not arguments.stay:
-        threading.Thread(target=end_with_stdin, daemon=True).start()
+    threading.Thread(target=end_with_stdin, daemon=True).start()
     server.serve_forever(poll_interval=60)
 
 

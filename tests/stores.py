@@ -74,9 +74,14 @@ def lines(session_id: str, turns: int = 2) -> bytes:
 def make(home: Path, number: int = 1, data: bytes | None = None) -> Path:
     """Lay a session into the store, as `git pull` or a backup would; its file."""
     session_id = new_id(number)
+    return put(home, session_id, lines(session_id) if data is None else data)
+
+
+def put(home: Path, session_id: str, data: bytes) -> Path:
+    """The same under any id."""
     path = home / "sessions" / month_of(session_id) / f"{session_id}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(lines(session_id) if data is None else data)
+    path.write_bytes(data)
     return path
 
 

@@ -7,17 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import measured
-from tables import Table, Target
+from benchmarking import costs
+from benchmarking.tables import Table, Target
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows does not tell what a child used")
 
 
-def python(code: str) -> measured.Cost:
-    return measured.run([sys.executable, "-I", "-S", "-c", code], {})
+def python(code: str) -> costs.Cost:
+    return costs.run([sys.executable, "-I", "-S", "-c", code], {})
 
 
 @POSIX
@@ -51,6 +48,13 @@ def test_the_best_is_bold_and_a_reason_stands_below() -> None:
     assert "| list | two | **one** | ≤ 2, met |" in lines
     assert "| purge | **five** | — [1] | ≤ 8, ≤ 120 MB, **missed** |" in lines
     assert lines[-1] == "[1] other: cannot"
+
+
+def test_alone_nobody_is_first() -> None:
+    alone = Table("Speed", "")
+    alone.add("list", "ours", {"value": 2, "text": "two"})
+    alone.targets = {"list": Target(1.5)}
+    assert alone.markdown(["ours"]).splitlines()[-1] == "| list | two | ≤ 1.5, **missed** |"
 
 
 def test_being_behind_is_said() -> None:

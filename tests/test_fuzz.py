@@ -8,12 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fuzz_runs
-import mutations
 import pytest
-from fuzz_arguments import Arguments
-from fuzz_client import Client
-from fuzz_reader import Reader
+from fuzzing import mutations, runs
+from fuzzing.arguments import Arguments
+from fuzzing.client import Client
+from fuzzing.reader import Reader
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +34,7 @@ SEED = 20261122
 def test_a_short_run_finds_nothing(kind: Any, cases: int, tmp_path: Path) -> None:
     target = kind()
     try:
-        figures = fuzz_runs.run(target, SEED, cases, folder=tmp_path)
+        figures = runs.run(target, SEED, cases, folder=tmp_path)
     finally:
         target.close()
     assert figures.findings == {}
@@ -45,7 +44,7 @@ def test_a_short_run_finds_nothing(kind: Any, cases: int, tmp_path: Path) -> Non
 def test_a_store_is_put_to_the_test(reader: Reader) -> None:
     """The part of a case that only each 2000th has."""
     for number in range(3):
-        reader._check_store(reader.make(fuzz_runs.chance_of(SEED, number)))
+        reader._check_store(reader.make(runs.chance_of(SEED, number)))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def test_any_bytes_are_read(reader: Reader, pieces: list[bytes]) -> None:
 
 def test_a_case_is_the_same_in_every_run(reader: Reader) -> None:
     for target in (reader, Client(), Arguments()):
-        made = [target.make(fuzz_runs.chance_of(SEED, number)) for number in (5, 6, 5)]
+        made = [target.make(runs.chance_of(SEED, number)) for number in (5, 6, 5)]
         assert made[0] == made[2] != made[1]
         if target is not reader:
             target.close()
@@ -124,18 +123,22 @@ class Spoilt:
         if data == b"1":
             raise ValueError("one")
         if data == b"2":
-            while True:
-                pass
+            self.hang()
         if data == b"3":
-            self.kept = b"x" * (int(fuzz_runs.peak_megabytes() + 50) << 20)
+            assert b"x" * (int(runs.peak_megabytes() + 50) << 20)
+
+    def hang(self) -> None:
+        while True:
+            pass
 
     def close(self) -> None:
         pass
 
 
 def test_what_is_wrong_is_found_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = fuzz_runs.run(Spoilt(), SEED, 12, folder=tmp_path)
-    assert sorted(path.read_bytes() for path in figures.findings.values()) == [b"1", b"2", b"3"]
+    figures = runs.run(Spoilt(), SEED, 12, folder=tmp_path)
+    # On a busy machine the one that takes too much may take too long first, and is found twice.
+    assert {path.read_bytes() for path in figures.findings.values()} == {b"1", b"2", b"3"}
     assert figures.exceptions >= 3
     assert figures.slowest >= 0.5
     told = capsys.readouterr().out

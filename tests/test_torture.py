@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import stores
+from torturing import ledger, reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
 
     from conftest import Run
     from standin import StandIn
@@ -31,25 +29,17 @@ def run(quick: Run) -> Run:
     return quick
 
 
-@pytest.fixture
-def reader(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The reader that knows only the format."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("reader")
-
-
-@pytest.fixture
-def ledger(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """What was acknowledged."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("ledger")
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals, and limits of a process")
 def test_a_short_torture_breaks_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPTS / "torture.py"), "--seconds", "5", "--seed", str(SEED), "--processes", "3"]
+    code = "import sys, torture; sys.exit(torture.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "--seconds", "5", "--seed", str(SEED), "--processes", "3"]
     done = subprocess.run(
-        [*command, "--store", str(tmp_path / "stores")], capture_output=True, text=True, timeout=600, check=False
+        [*command, "--store", str(tmp_path / "stores")],
+        cwd=SCRIPTS,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, f"seed {SEED}\n{done.stdout}\n{done.stderr}"
     assert done.stderr.startswith(f"seed {SEED}\n")
@@ -60,31 +50,30 @@ def test_a_short_torture_breaks_nothing(tmp_path: Path) -> None:
 class Book:
     """A store with two turns in one session, all of them acknowledged."""
 
-    def __init__(self, ledger: ModuleType, reader: ModuleType, home: Path, path: Path) -> None:
-        self.ledger, self.reader, self.home, self.path = ledger, reader, home, path
+    def __init__(self, home: Path) -> None:
+        self.home, self.path = home, stores.make(home)
         self.kept = ledger.Ledger(ledger.Permitted())
         self.kept.settle(self.store)
 
     @property
-    def store(self) -> dict[str, Any]:
+    def store(self) -> ledger.Store:
         """What the reader finds."""
-        found: dict[str, Any] = self.reader.read(self.home)
-        return found
+        return reader.read(self.home)
 
     def lost(self) -> list[str]:
         return list(self.kept.lost(self.store))
 
     def differs(self, name: str, *said: Any) -> list[str]:
         """Where what was said differs from the files."""
-        return list(getattr(self.ledger, "compare_" + name)(self.store, *said))
+        return list(getattr(ledger, "compare_" + name)(self.store, *said))
 
     def unexplained(self) -> list[str]:
         return list(self.kept.unexplained(self.store))
 
 
 @pytest.fixture
-def book(ledger: ModuleType, reader: ModuleType, home: Path) -> Book:
-    return Book(ledger, reader, home, stores.make(home))
+def book(home: Path) -> Book:
+    return Book(home)
 
 
 def change(path: Path, how: Callable[[list[bytes]], object]) -> None:
@@ -161,7 +150,7 @@ def test_a_prompt_that_an_editor_took_is_brought_back_by_its_answer(book: Book) 
     assert "Question 9" in book.lost()[0]
 
 
-def test_what_has_no_answer_yet(book: Book, reader: ModuleType, ledger: ModuleType) -> None:
+def test_what_has_no_answer_yet(book: Book) -> None:
     stores.add(book.path, stores.line(stores.message(90, "user", "More")))
     assert ledger.unanswered_in(reader.Session(book.path)) == {("user", "More")}
     stores.add(book.path, stores.line(stores.message(91, "assistant", "")))
@@ -271,6 +260,6 @@ def test_a_wrong_search_is_noticed(book: Book, run: Run) -> None:
 
 
 def test_the_reader_takes_nothing_from_the_program() -> None:
-    code = "import json, sys, reader; print(json.dumps([name for name in sys.modules if 'ollama' in name]))"
+    code = "import sys, torturing.reader; print([name for name in sys.modules if 'ollama' in name])"
     done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == []
+    assert done.stdout == "[]\n"

@@ -9,14 +9,16 @@ All programs ask the same server on loopback, which answers at once.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench_server import InstantOllama, InstantServer
 from environment import Failed, say
-from measured import Cost, run
-from peers import Missing, Program, last_line, remove
-from tables import Cell, Table, Target, size
+
+from benchmarking.costs import Cost, run
+from benchmarking.peers import Missing, Program, last_line
+from benchmarking.servers import InstantOllama, InstantServer
+from benchmarking.tables import Cell, Table, Target, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +30,11 @@ AT_ONCE = 20
 OLD = 1000
 SIZES = (10, 1_000, 10_000, 100_000)
 TURNS = (10, 100, 1_000, 10_000)
+ALONE = (10, 10_000)
 TURN = Target(4.2)
 TARGETS = {
     "--help": Target(1.2),
+    "--version": Target(1.2),
     "usage error": Target(1.2),
     "new turn": TURN,
     "continued turn": TURN,
@@ -48,10 +52,13 @@ class Case(NamedTuple):
 
     program: Program
     home: Path
-    arguments: Callable[[int], list[str]]
-    """Of the command, for a round."""
+    arguments: Callable[[], list[str]]
     before: Callable[[], None] | None = None
     may_fail: bool = False
+
+
+Cases = dict[tuple[str, str], Case]
+"""By what is done, and by which program."""
 
 
 class Runs(NamedTuple):
@@ -80,37 +87,48 @@ class Comparison:
         self.asked += 1
         return f"Question {self.asked}: what is a monad?"
 
-    def measure(self, cases: dict[tuple[str, str], Case]) -> tuple[float, dict[tuple[str, str], Runs]]:
+    def measure(self, cases: Cases) -> tuple[float, dict[tuple[str, str], Runs]]:
         """The floor in seconds, and what each case took."""
         floors: list[float] = []
         runs = {key: Runs([], []) for key in cases}
         python = str(self.programs[0].environment.python)
-        for number in range(self.rounds + 1):
+        for _ in range(self.rounds + 1):
             floors.append(run([python, *FLOOR], {}).cpu)
             for key, case in cases.items():
                 if sum(cost.clock for cost in runs[key].costs) < BUDGET:
-                    self.round(case, number, runs[key])
+                    self.round(case, runs[key])
         for one in runs.values():
             if len(one.costs) > 1:  # else the first already took the whole budget
                 del one.costs[0], one.sent[0]
         self.floors.append(statistics.median(floors[1:]))
         return self.floors[-1], runs
 
-    def round(self, case: Case, number: int, runs: Runs) -> None:
+    def round(self, case: Case, runs: Runs) -> None:
         """Run a case once."""
         if case.before:
             case.before()
         self.server.sent.clear()
-        runs.costs.append(case.program.run(case.arguments(number), case.home))
+        runs.costs.append(case.program.run(case.arguments(), case.home))
         runs.sent.append(sum(map(len, self.server.sent)))
 
-    def fill_in(self, table: Table, cases: dict[tuple[str, str], Case]) -> None:
+    def fill_in(self, table: Table, cases: Cases) -> None:
         """Measure cases into a table of times."""
         say(f"measuring: {table.title} …")
         floor, runs = self.measure(cases)
         for (case, program), one in runs.items():
             table.add(case, program, time_cell(floor, one, cases[case, program].may_fail))
         table.targets = {case: TARGETS[case] for case in table.rows if case in TARGETS}
+
+    def times(self, title: str, about: str = "") -> Table:
+        """One more table, of times, to be filled in."""
+        self.tables.append(Table(title, f"Times the floor (CPU time, peak memory). {about}".strip()))
+        return self.tables[-1]
+
+    def all(self, sizes: tuple[int, ...], turns: tuple[int, ...]) -> None:
+        """What one process costs."""
+        self.starting()
+        self.sessions(sizes)
+        self.turns(turns)
 
     def starting(self) -> None:
         """What a command costs that does nothing, and a turn."""
@@ -119,49 +137,44 @@ class Comparison:
             home = self.folder / "few" / program.name
             began = program.must(program.new(self.prompt()), home)
             cases.update(self.few(program, home, program.session_of(began, home)))
-        self.tables.append(Table("Starting, and a turn", "Times the floor (CPU time, peak memory)."))
-        self.fill_in(self.tables[-1], by_case(cases))
+        self.fill_in(self.times("Starting, and a turn"), by_case(cases))
 
-    def few(self, program: Program, home: Path, session: str) -> dict[tuple[str, str], Case]:
+    def few(self, program: Program, home: Path, session: str) -> Cases:
         """The cases of a store with few sessions."""
         new, continued = self.turns_of(program, home, session)
         return {
-            ("--help", program.name): Case(program, home, lambda _: ["--help"]),
-            ("usage error", program.name): Case(program, home, lambda _: ["--no-such-flag"], may_fail=True),
+            ("--help", program.name): same(program, home, "--help"),
+            ("--version", program.name): same(program, home, "--version"),
+            ("usage error", program.name): same(program, home, "--no-such-flag", may_fail=True),
             ("new turn", program.name): new,
             ("continued turn", program.name): continued,
         }
 
     def sessions(self, sizes: tuple[int, ...]) -> None:
         """What a command costs beside so many sessions."""
-        title, about = (
-            "Many sessions",
-            f"Times the floor (CPU time, peak memory). A purge removes {OLD:,} old sessions.",
-        )
-        table = Table(title, about)
-        self.tables.append(table)
+        table = self.times("Many sessions", f"A purge removes {OLD:,} old sessions.")
         for number in sizes:
             self.fill_in(table, self.lists(number))
             self.fill_in(table, self.turns_beside(number))
             self.fill_in(table, self.purges(table, number))
-            remove(self.folder / f"beside-{number}")
+            shutil.rmtree(self.folder / f"beside-{number}", ignore_errors=True)
         order = ["list", "new", "continued", "purge"]
         table.rows = dict(sorted(table.rows.items(), key=lambda row: order.index(row[0].split()[0])))
 
-    def lists(self, number: int) -> dict[tuple[str, str], Case]:
+    def lists(self, number: int) -> Cases:
         """Listing stores of so many sessions, which rest meanwhile."""
-        cases: dict[tuple[str, str], Case] = {}
+        cases: Cases = {}
         for program in self.programs:
             home = self.folder / f"beside-{number}" / program.name
             say(f"filling: {program.name}, {number:,} sessions …")
             self.last[program.name] = program.fill(home, number, 2)[-1]
             program.settle(home)
-            cases[f"list of {number:,}", program.name] = listing(program, home)
+            cases[f"list of {number:,}", program.name] = same(program, home, *program.listing())
         return cases
 
-    def turns_beside(self, number: int) -> dict[tuple[str, str], Case]:
+    def turns_beside(self, number: int) -> Cases:
         """Turns in the same stores."""
-        cases: dict[tuple[str, str], Case] = {}
+        cases: Cases = {}
         for program in self.programs:
             home = self.folder / f"beside-{number}" / program.name
             new, continued = self.turns_of(program, home, self.last[program.name])
@@ -171,13 +184,13 @@ class Comparison:
 
     def turns_of(self, program: Program, home: Path, session: str) -> tuple[Case, Case]:
         """A new turn, and one more of a session."""
-        new = Case(program, home, lambda _: program.new(self.prompt()))
-        return new, Case(program, home, lambda _: program.continued(session, self.prompt()))
+        new = Case(program, home, lambda: program.new(self.prompt()))
+        return new, Case(program, home, lambda: program.continued(session, self.prompt()))
 
-    def purges(self, table: Table, number: int) -> dict[tuple[str, str], Case]:
+    def purges(self, table: Table, number: int) -> Cases:
         """Removing old sessions from the same stores."""
         case = f"purge of {OLD:,} beside {number:,}"
-        cases: dict[tuple[str, str], Case] = {}
+        cases: Cases = {}
         for program in self.programs:
             try:
                 program.purge()
@@ -188,13 +201,13 @@ class Comparison:
 
     def turns(self, numbers: tuple[int, ...]) -> None:
         """What the n-th turn of a session costs, writes and sends."""
-        cases: dict[tuple[str, str], Case] = {}
+        cases: Cases = {}
         for number in numbers:
             for program in self.programs:
                 cases[f"turn {number:,}", program.name] = self.nth_turn(program, number)
         say("measuring: Long sessions …")
         floor, runs = self.measure(cases)
-        time = Table("Long sessions: time", "Times the floor (CPU time, peak memory).")
+        time = self.times("Long sessions: time")
         written = Table("Long sessions: bytes written", "By one turn, to files of every kind.")
         about = "To the server by one turn. The model's window has 8,192 tokens, about 33 kB."
         sent = Table("Long sessions: bytes sent", about, best="none")
@@ -204,14 +217,14 @@ class Comparison:
             written.add(case, name, spent if "why" in spent else bytes_cell(one.costs[-1].written))
             sent.add(case, name, spent if "why" in spent else bytes_cell(one.sent[-1]))
         time.targets = {case: TARGETS[case] for case in time.rows if case in TARGETS}
-        self.tables += [time, written, sent]
+        self.tables += [written, sent]
 
     def nth_turn(self, program: Program, number: int) -> Case:
         """A session of so many turns less one, alone in its store."""
         home = self.folder / f"turn-{number}" / program.name
         session = program.fill(home, 1, number - 1)[0]
         program.settle(home)
-        return Case(program, home, lambda _: program.continued(session, self.prompt()))
+        return Case(program, home, lambda: program.continued(session, self.prompt()))
 
     def at_once(self) -> None:
         """Turns of processes that start together: what is kept of them."""
@@ -254,15 +267,17 @@ class Comparison:
         }
 
 
-def by_case(cases: dict[tuple[str, str], Case]) -> dict[tuple[str, str], Case]:
+def by_case(cases: Cases) -> Cases:
     """In the order of a table: the same of all programs, then the next."""
     order = list(dict.fromkeys(case for case, _ in cases))
     return dict(sorted(cases.items(), key=lambda item: order.index(item[0][0])))
 
 
-def listing(program: Program, home: Path) -> Case:
-    """All sessions."""
-    return Case(program, home, lambda _: program.listing())
+def same(
+    program: Program, home: Path, *arguments: str, before: Callable[[], None] | None = None, may_fail: bool = False
+) -> Case:
+    """What is asked alike in every round."""
+    return Case(program, home, lambda: list(arguments), before, may_fail)
 
 
 def purge(program: Program, home: Path) -> Case:
@@ -272,7 +287,7 @@ def purge(program: Program, home: Path) -> Case:
         program.fill(home, OLD, 2, old=True)
         program.settle(home)
 
-    return Case(program, home, lambda _: program.purge(), before)
+    return same(program, home, *program.purge(), before=before)
 
 
 def time_cell(floor: float, runs: Runs, may_fail: bool = False) -> Cell:

@@ -16,17 +16,14 @@ exported, forked, continued with a model that is none, checked, mended.
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import tempfile
 import zlib
-from pathlib import Path
 
-import mutations
 import old_stores
 import stores
 
+from fuzzing import mutations, runs
+from fuzzing.promises import Sink, assert_error, assert_for_people, assert_json
 from ollama_prompt import (
     commands,
     config,
@@ -44,11 +41,13 @@ from ollama_prompt.documents import Documents
 from ollama_prompt.errors import ImportFailed, OllamaPromptError
 from ollama_prompt.index import Row
 from ollama_prompt.model import ModelFacts
+from ollama_prompt.query import Scope
 from ollama_prompt.turn import take_turn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from random import Random
     from typing import Any
 
@@ -60,12 +59,6 @@ if TYPE_CHECKING:
 
 ID = stores.new_id(1)
 DOCUMENT_EVERY, STORE_EVERY = 200, 2000
-IN_MEMORY = "/dev/shm"
-CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""What JSON that we print never has as it is."""
-DRIVING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What text for people never has."""
-
 IMAGES = [{"sha256": "ab" * 32, "bytes": 70, "type": "image/png", "path": "/home/me/a cat.png"}]
 SETTINGS: Json = {
     "title": "Monads, explained", "system": "Be brief.\nAnswer in *Markdown*.",
@@ -119,15 +112,14 @@ LISTS: tuple[Any, ...] = (
 
 
 class Reader:
-    """The target; see the module. Files lie in memory where the system has such a place."""
+    """The target; see the module."""
 
     name = "reader"
     seconds = 60.0
     megabytes = 400.0
 
     def __init__(self) -> None:
-        place = IN_MEMORY if os.path.isdir(IN_MEMORY) else None
-        self._folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=place))
+        self._folder = runs.make_folder()
         self._path = str(self._folder / f"{ID}.jsonl")
         self._lines = [stores.line(record) for record in RECORDS]
         self._headers = [stores.line(header) for header in HEADERS]
@@ -278,10 +270,10 @@ def _check_listing(reading: Reading) -> None:
     row = Row.of("2026-09/x", reading, young=False)
     line = row.line("/store/")
     listing = b"".join(render.listing_as_json([line], 1)).decode()
-    _assert_json(listing)
-    assert _assert_json(render.listing_as_line([line], 1)) == json.loads(listing)
+    assert_json(listing)
+    assert assert_json(render.listing_as_line([line], 1)) == json.loads(listing)
     assert json.loads(json.dumps(row.saved)) == row.saved, "the index cannot keep what was read"
-    _assert_for_people(render.listing_as_text([line]))
+    assert_for_people(render.listing_as_text([line]))
 
 
 class _Found:
@@ -298,14 +290,14 @@ def _check_info(found: list[Record], reading: Reading) -> None:
     """What --session-info prints."""
     indexer: Any = _Found(found, reading)
     info = commands.session_info(indexer, ID)
-    assert _assert_json(render.as_json(info)) == _assert_json(render.as_line(info))
-    _assert_for_people(render.info_as_text(info))
+    assert assert_json(render.as_json(info)) == assert_json(render.as_line(info))
+    assert_for_people(render.info_as_text(info))
 
 
 def _check_shown(data: bytes) -> None:
     """What git shows of a difference."""
     for line in data.split(b"\n"):
-        _assert_for_people(readable.block(line + b"\n").decode())
+        assert_for_people(readable.block(line + b"\n").decode())
 
 
 def _check_documents_made(found: list[Record], reading: Reading) -> None:
@@ -313,9 +305,9 @@ def _check_documents_made(found: list[Record], reading: Reading) -> None:
     from ollama_prompt import page
 
     made = transcript.Transcript(reading.summary.listed(), reading.summary.settings, found, reading.summary.undone)
-    _assert_for_people(transcript.as_text(made))
-    _assert_for_people(transcript.as_markdown(made))
-    _assert_for_people(page.conversation(made, lambda _: None))
+    assert_for_people(transcript.as_text(made))
+    assert_for_people(transcript.as_markdown(made))
+    assert_for_people(page.conversation(made, lambda _: None))
     exported = json.loads(transcript.as_json(made, lambda _: None))
     assert all(isinstance(each["content"], str) for each in exported)
 
@@ -340,15 +332,6 @@ def _imported(path: str) -> list[Any]:
         return found
 
 
-def _assert_json(text: str) -> Any:
-    assert not CONTROL.search(text), f"a control character in JSON: {CONTROL.search(text)}"
-    return json.loads(text)
-
-
-def _assert_for_people(text: str) -> None:
-    assert not DRIVING.search(text), f"a control character in text: {DRIVING.search(text)}"
-
-
 # --- A store ---------------------------------------------------------------------------------------
 
 
@@ -370,31 +353,18 @@ class _Nobody:
         pass
 
 
-class _Silence:
-    """A sink that shows nothing."""
-
-    def start(self, model: str, session_id: str | None) -> None:
-        pass
-
-    def thinking(self, text: str) -> None:
-        pass
-
-    def token(self, text: str) -> None:
-        pass
-
-
 def _use(home: Path, path: Path, data: bytes) -> None:
     """Do with a store whatever can be done; errors of ours are answers too."""
     indexer = commands.make_indexer({"OLLAMA_PROMPT_HOME": str(home), "HOME": str(home)}, lambda _: None)
     listed = _check_lists(indexer)
     assert [json.loads(line)["session_id"] for line in listed] == [ID]
-    _assert_json(render.as_json(commands.session_info(indexer, ID)))
+    assert_json(render.as_json(commands.session_info(indexer, ID)))
     for query in ("question", "grüße", "{"):
-        found = _mine(lambda query=query: commands.search(indexer, query, _scope(), None, None))
-        _assert_json(render.as_json(found or {}))
+        found = _mine(lambda query=query: commands.search(indexer, query, Scope(None, None, ""), None, None))
+        assert_json(render.as_json(found or {}))
     for form in ("markdown", "text", "json", "html"):
         commands.export(indexer, ID, form)
-    _assert_json(render.as_json(commands.check(indexer, secrets=True)))
+    assert_json(render.as_json(commands.check(indexer, secrets=True)))
     assert path.read_bytes() == data, "reading has changed the file"
     _check_turns(indexer, path, data)
     _check_lists(indexer)
@@ -428,7 +398,7 @@ def _check_turns(indexer: Indexer, path: Path, data: bytes) -> None:
 def _ask(indexer: Indexer, arguments: list[str]) -> Json:
     parsed = flags.parse(arguments)
     request = config.Request(parsed, {}, config.read_prompt(parsed) if parsed.retry is None else None)
-    return take_turn(request, indexer, lambda *_: _Nobody(), _Silence(), lambda _: None)
+    return take_turn(request, indexer, lambda *_: _Nobody(), Sink(), lambda _: None)
 
 
 def _mine(act: Any) -> Any:
@@ -436,12 +406,5 @@ def _mine(act: Any) -> Any:
     try:
         return act()
     except OllamaPromptError as error:
-        told = _assert_json(render.error_as_json(error))
-    assert told["code"] != "error", f"an error without a code: {told}"
+        assert_error(error)
     return None
-
-
-def _scope() -> Any:
-    from ollama_prompt.query import Scope
-
-    return Scope(None, None, "")

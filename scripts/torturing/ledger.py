@@ -16,12 +16,12 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from reader import parse
+from torturing.reader import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from reader import Session
+    from torturing.reader import Session
 
 Json = dict[str, Any]
 Item = tuple[str, str]
@@ -141,7 +141,7 @@ class Ledger:
         for session_id, session in store.items():
             may_be_torn = session_id not in self._kept or not self.permitted.torn.isdisjoint({session_id, EVERY})
             for line in new.intersection(broken_lines(session)):
-                if BY_HAND not in line and not (may_be_torn and line.startswith(TORN)):
+                if not is_by_hand(line) and not (may_be_torn and line.startswith(TORN)):
                     yield f"{session.path}: a damaged line: {line[:100]!r}"
 
     def settle(self, store: Store) -> None:
@@ -165,6 +165,11 @@ def items_of(session: Session) -> Counter[Item]:
     """All that a file says, taken back or not."""
     said = [(message["role"], message["content"]) for message in session.of_type("message")]
     return Counter(said) + Counter(("undo", id_) for id_ in session.undone)
+
+
+def is_by_hand(line: bytes) -> bool:
+    """Whether a damaged line was written by hand; where the disk is full, some of it."""
+    return BY_HAND in line or BY_HAND.startswith(line)
 
 
 def broken_lines(session: Session) -> list[bytes]:

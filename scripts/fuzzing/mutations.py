@@ -62,6 +62,12 @@ def _span(chance: Random, data: bytes, most: int = 300) -> tuple[int, int]:
     return start, min(len(data), start + chance.randint(1, chance.choice((1, 4, 20, most))))
 
 
+def _member(chance: Random, data: bytes) -> re.Match[bytes] | None:
+    """A key with its value, if there is one."""
+    found = list(_MEMBER.finditer(data))
+    return chance.choice(found) if found else None
+
+
 def flip_bit(chance: Random, data: bytes) -> bytes:
     """One bit is another one."""
     if not data:
@@ -149,19 +155,17 @@ def encode_otherwise(chance: Random, data: bytes) -> bytes:
 
 def change_value(chance: Random, data: bytes) -> bytes:
     """A key has another value."""
-    found = list(_MEMBER.finditer(data))
-    if not found:
+    member = _member(chance, data)
+    if member is None:
         return data
-    member = chance.choice(found)
     return data[: member.start(2)] + chance.choice(VALUES) + data[member.end(2) :]
 
 
 def repeat_key(chance: Random, data: bytes) -> bytes:
     """A key is there twice, with two values."""
-    found = list(_MEMBER.finditer(data))
-    if not found:
+    member = _member(chance, data)
+    if member is None:
         return data
-    member = chance.choice(found)
     value = chance.choice(VALUES)
     return data[: member.start()] + member[1] + value + b"," + data[member.start() :]
 
@@ -185,10 +189,9 @@ def lengthen(chance: Random, data: bytes) -> bytes:
 
 def nest(chance: Random, data: bytes) -> bytes:
     """A value is nested deeply."""
-    found = list(_MEMBER.finditer(data))
-    if not found:
+    member = _member(chance, data)
+    if member is None:
         return data
-    member = chance.choice(found)
     depth = chance.choice((100, 253, 254, 255, 256, 990, 1023, 1024, 1025, 5000, 100_000))
     opened, closed = chance.choice(((b"[", b"]"), (b'{"a":', b"}")))
     value = opened * depth + (b"1" + closed * depth if chance.random() < 0.8 else b"")

@@ -17,16 +17,17 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from bench_server import Witness
 from environment import say
-from peers import Missing
-from tables import Cell, Table
+
+from benchmarking.peers import Missing
+from benchmarking.servers import Witness
+from benchmarking.tables import Cell, Table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from measured import Cost
-    from peers import Program
+    from benchmarking.costs import Cost
+    from benchmarking.peers import Program
 
 Json = dict[str, Any]
 COPY = "ollama-prompt-bench"

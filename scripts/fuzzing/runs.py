@@ -10,9 +10,11 @@ a target that takes longer than its `seconds` is interrupted, and one that raise
 from __future__ import annotations
 
 import gc
+import os
 import random
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from contextlib import contextmanager
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
             """Remove what was made."""
 
 
+IN_MEMORY = "/dev/shm"
 REPORT_SECONDS = 30.0
 """How often a long run says how far it is."""
 COLLECT_EVERY = 500
@@ -76,6 +79,11 @@ class Figures:
 
 
 HEAD = "| target | cases | seconds | exceptions | slowest case | peak memory |\n|---|---|---|---|---|---|"
+
+
+def make_folder() -> Path:
+    """A folder for the files of a target, in memory where the system has such a place."""
+    return Path(tempfile.mkdtemp(prefix="fuzz-", dir=IN_MEMORY if os.path.isdir(IN_MEMORY) else None))
 
 
 def chance_of(seed: int, number: int) -> random.Random:
@@ -135,9 +143,11 @@ def _keep(error: BaseException, data: bytes, figures: Figures, path: Path) -> No
 
 
 def _place_of(error: BaseException) -> str:
-    """What tells findings apart: the kind of error and where it was raised."""
+    """What tells findings apart: the kind of error and where it was raised, or the function that took too long."""
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}" if frames else repr(error)
+    if isinstance(error, TookTooLong):  # which is raised by the alarm, wherever that came
+        return f"TookTooLong in {frames[-2].filename}, {frames[-2].name}"
+    return f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}"
 
 
 def peak_megabytes() -> float:

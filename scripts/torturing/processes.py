@@ -11,16 +11,15 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import bench
-import ledger
-import reader
-from ledger import Ledger, Permitted
+from torturing import ledger, reader
+from torturing.ledger import Ledger, Permitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+GIT_IDENTITY = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
 LIMIT = 240.0
 """Seconds after which a command hangs."""
 FORGERY = """\
@@ -130,15 +130,15 @@ class Ended:
 class World:
     """What all scenes share: how to run the command, the server, the count."""
 
-    def __init__(self, folder: Path, python: str, seed: int, server: StandIn) -> None:
-        self.folder, self.python, self.seed, self.server = folder, python, seed, server
+    def __init__(self, folder: Path, seed: int, server: StandIn) -> None:
+        self.folder, self.seed, self.server = folder, seed, server
         self.tally = Tally()
         early = folder / "early"
         early.mkdir()
         (early / "sitecustomize.py").write_text(FORGERY, encoding="utf-8")
         self.environment = {
             **{name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ},
-            **bench.WHO,
+            **dict.fromkeys(GIT_IDENTITY, "torture"),
             "GIT_CONFIG_GLOBAL": os.devnull,
             "GIT_CONFIG_NOSYSTEM": "1",
             "HOME": str(folder),
@@ -181,8 +181,8 @@ class World:
             return process.communicate()
 
     def command(self, *arguments: str) -> list[str]:
-        """The command as users have it."""
-        return [self.python, "-m", "ollama_prompt", *arguments]
+        """The command, in a process of its own."""
+        return [sys.executable, "-m", "ollama_prompt", *arguments]
 
 
 class Store:
@@ -196,13 +196,9 @@ class Store:
         self.moved: set[str] = set()
         self.sent: dict[str, str | None] = {}
 
-    def run(self, *arguments: str) -> Ended:
-        """A command that nothing disturbs."""
-        return self.world.run("check", self.world.command(*arguments), self.home)
-
     def answer(self, *arguments: str, may_fail: bool = False) -> Json:
-        """What such a command prints; it must succeed."""
-        ended = self.run(*arguments)
+        """What a command prints that nothing disturbs; it must succeed."""
+        ended = self.world.run("check", self.world.command(*arguments), self.home)
         if (ended.returncode and not may_fail) or len(ended.printed) != 1:
             self.world.tally.promise("a command fails where nothing disturbs it", [f"{arguments}: {ended}"])
             raise Broken
@@ -215,7 +211,7 @@ class Store:
         tally.promise("sent, and not stored", self._unsent(store))
         tally.promise("damaged", self.ledger.unexplained(store))
         for line in self.ledger.damaged(store):
-            tally.count("damaged", "written by hand" if ledger.BY_HAND in line else "torn by a kill")
+            tally.count("damaged lines", "written by hand" if ledger.is_by_hand(line) else "torn by a kill")
         listing = self.check_listing()
         self.answer("--reindex")
         if self.answer("--list-sessions") != listing:

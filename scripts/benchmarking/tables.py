@@ -46,9 +46,9 @@ class Table:
         self.rows.setdefault(case, {})[program] = cell
 
     def first(self, case: str) -> list[str]:
-        """The programs that are first in a row: more than one where they are equal as shown."""
+        """The programs that are first in a row of several: more than one where they are equal as shown."""
         values = {name: cell["value"] for name, cell in self.rows[case].items() if "value" in cell}
-        if self.best == "none" or not values:
+        if self.best == "none" or not values or len(self.rows[case]) == 1:
             return []
         best = (min if self.best == "least" else max)(values.values())
         return [name for name, value in values.items() if value == best]

@@ -17,14 +17,15 @@ import os
 import re
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
 import zlib
 
-import mutations
+import stores
 
+from fuzzing import mutations
+from fuzzing.promises import Sink, assert_error, assert_json, run_command
 from ollama_prompt import config, flags, ollama, render
 from ollama_prompt.errors import ModelError
 from ollama_prompt.host import Host
@@ -32,7 +33,7 @@ from ollama_prompt.turn import take_turn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from random import Random
     from typing import Any
 
@@ -47,8 +48,6 @@ CODES = {
     "ollama_error", "incomplete_answer", "timeout",
 }  # fmt: skip
 """How a turn may end that is not answered."""
-CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
-
 SHOW: Json = {
     "license": "Apache", "details": {"family": "llama", "context_length": 8192},
     "capabilities": ["completion", "thinking"],
@@ -57,12 +56,8 @@ SHOW: Json = {
 }  # fmt: skip
 LOADED: Json = {"models": [{"name": "smollm2:latest", "model": "smollm2:latest", "context_length": 4096, "size": 1}]}
 COUNTS: Json = {
-    "done_reason": "stop",
-    "total_duration": 5,
-    "prompt_eval_count": 31,
-    "eval_count": 4,
-    "eval_duration": 2,
-}
+    "done_reason": "stop", "total_duration": 5, "prompt_eval_count": 31, "eval_count": 4, "eval_duration": 2
+}  # fmt: skip
 
 
 def _chunk(content: str, **more: Any) -> Json:
@@ -78,30 +73,8 @@ ERRORS: tuple[Any, ...] = (
     {"error": None}, {"error": [1]}, {"error": {"error": {"error": {"error": {"error": {"error": "x"}}}}}}, [], 5,
 )  # fmt: skip
 STATUSES = (
-    200,
-    200,
-    200,
-    200,
-    100,
-    101,
-    204,
-    206,
-    301,
-    307,
-    400,
-    401,
-    403,
-    404,
-    405,
-    416,
-    429,
-    500,
-    502,
-    503,
-    599,
-    999,
-    99,
-)
+    200, 200, 200, 200, 100, 101, 204, 206, 301, 307, 400, 401, 403, 404, 405, 416, 429, 500, 502, 503, 599, 999, 99
+)  # fmt: skip
 
 
 def _ndjson(*chunks: Any) -> bytes:
@@ -329,19 +302,6 @@ class _OtherHost(Host):
         return False
 
 
-class _Sink:
-    """Takes what is shown while it arrives; it must be printable."""
-
-    def start(self, model: str, session_id: str | None) -> None:
-        _assert_json(render.as_line({"model": model, "session_id": session_id}))
-
-    def thinking(self, text: str) -> None:
-        _assert_json(render.as_line({"text": text}))
-
-    def token(self, text: str) -> None:
-        _assert_json(render.as_line({"text": text}))
-
-
 class Client:
     """The target; see the module. The client's own limits are shortened while it is there."""
 
@@ -380,55 +340,29 @@ class Client:
             return ollama.Ollama(host, name, deadline=deadline)
 
         try:
-            turn = take_turn(request, None, connect, _Sink(), lambda _: None)
+            turn = take_turn(request, None, connect, Sink(), lambda _: None)
         except ModelError as error:
             _check_error(error)
         else:
-            assert _assert_json(render.as_json(turn))["done"] is True
+            assert assert_json(render.as_json(turn))["done"] is True
 
 
 def _check_error(error: ModelError) -> None:
-    _assert_json(render.error_as_json(error))
+    assert_error(error)
     assert error.code in CODES, error.code
     assert len(error.message) < 100_000, "an error that nobody can read"
 
 
 def _run_process(port: int, script: Json) -> None:
     """Put it to the command, as a script would run it."""
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-m",
-        "ollama_prompt",
-        "-p",
-        "Hi",
-        "--no-session",
-        "--output",
-        script["output"],
-    ]
-    more = ["--model", "smollm2", "--timeout", "2", *script["flags"]]
-    env = {**os.environ, "OLLAMA_HOST": f"http://127.0.0.1:{port}", "OLLAMA_PROMPT_NO_SERVE": "1", "HOME": os.devnull}
-    done = subprocess.run(
-        [*command, *more], env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60
-    )
-    stderr = done.stderr.decode()
-    assert done.returncode in {0, 1}, (done.returncode, stderr)
-    assert not any(trace in stderr for trace in ("Traceback", "Exception ignored", "this is a bug")), stderr
-    if done.returncode and script["output"] != "text":
+    output = script["output"]
+    asked = ["-p", "Hi", "--no-session", "--output", output, "--model", "smollm2", "--timeout", "2", *script["flags"]]
+    env = {"OLLAMA_HOST": f"http://127.0.0.1:{port}", "OLLAMA_PROMPT_NO_SERVE": "1", "HOME": os.devnull}
+    code, out, err = run_command(asked, env, b"")
+    stdout, stderr = out.decode(), err.decode()
+    assert code in {0, 1}, (code, stderr)
+    assert not any(trace in stderr for trace in stores.TRACES), stderr
+    if code and output != "text":
         assert json.loads(stderr.splitlines()[-1])["code"] in CODES, stderr
-    for line in _printed(script["output"], done.stdout.decode()):
-        _assert_json(line)
-
-
-def _printed(output: str, stdout: str) -> Iterator[str]:
-    """The JSON in what was printed."""
-    if output == "json" and stdout:
-        yield stdout
-    elif output == "ndjson":
-        yield from stdout.splitlines()
-
-
-def _assert_json(text: str) -> Any:
-    assert not CONTROL.search(text), f"a control character in JSON: {CONTROL.search(text)}"
-    return json.loads(text)
+    for line in {"json": [stdout] if stdout else [], "ndjson": stdout.splitlines(), "text": []}[output]:
+        assert_json(line)

@@ -17,16 +17,15 @@ from collections import Counter
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-import ledger
-import reader
+from torturing import ledger, reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ledger import Item
-    from processes import Ended
-    from torture import Scene
+    from torturing.ledger import Item
+    from torturing.processes import Ended
+    from torturing.scenes import Scene
 
 Json = dict[str, Any]
 
@@ -58,7 +57,6 @@ class Worker(threading.Thread):
         self.rng = random.Random(f"{scene.world.seed} {scene.name} {scene.rounds} {number}")
         self.deadline = deadline
         self.store = scene.stores[0]
-        self.crashed: str | None = None
 
     def run(self) -> None:
         """Until the round is over, or something is broken."""
@@ -70,8 +68,7 @@ class Worker(threading.Thread):
                 (kind,) = self.rng.choices(list(self.scene.weights), list(self.scene.weights.values()))
                 getattr(self, kind)()
         except Exception as error:  # a bug of ours must end the run, not only this thread
-            self.crashed = f"{type(error).__name__}: {error}"
-            self.tally.promise("torture itself", [self.crashed])
+            self.tally.promise("torture itself", [f"{type(error).__name__}: {error}"])
 
     # --- Commands ------------------------------------------------------------------------------
 
@@ -176,7 +173,9 @@ class Worker(threading.Thread):
         self.store.ledger.acknowledge(told[0]["session_id"], items)
         if prompt and items[-1][0] == "assistant":
             self.store.ledger.answered(prompt)
-        self.tally.count("turns", "whole" if told[-1].get("done") else "prompt, and what had come of the answer")
+        self.tally.count(
+            "turns acknowledged", "whole" if told[-1].get("done") else "prompt, and what had come of the answer"
+        )
 
     def fork(self) -> None:
         """A copy has at least what its origin had when it began."""

@@ -13,21 +13,17 @@ import contextlib
 import datetime
 import json
 import os
-import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from environment import ROOT, Environment
-from measured import Cost, Process
-
-sys.path.insert(0, str(ROOT / "tests"))
-
 import stores
+from environment import Environment
+
+from benchmarking.costs import Cost, Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +33,6 @@ OLD_DAYS = 60
 MODEL = "smollm2"
 QUESTION = "Question {} of session {}, and why it is so."
 ANSWER = "An answer of some length, as models like to give them. " * 7
-"""Both as `make_store.py` has them."""
 
 
 class Missing(Exception):
@@ -142,12 +137,29 @@ def last_line(text: str) -> str:
         return line
 
 
-class Ours(Program):
+class OllamaPrompt(Program):
+    """The project, of any release."""
+
+    script = "ollama-prompt"
+
+    def listing(self) -> list[str]:
+        return ["--list-sessions"]
+
+    def purge(self) -> list[str]:
+        return ["--purge", str(OLD_DAYS // 2)]
+
+    def session_of(self, cost: Cost, home: Path) -> str:  # noqa: ARG002
+        return str(json.loads(cost.output)["session_id"])
+
+    def answer_of(self, cost: Cost) -> str:
+        return str(json.loads(cost.output)["response"])
+
+
+class Ours(OllamaPrompt):
     """The project as it is now."""
 
     name = "ollama-prompt"
     requirements = ("ollama-prompt",)
-    script = "ollama-prompt"
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,31 +178,17 @@ class Ours(Program):
     def continued(self, session: str, prompt: str) -> list[str]:
         return ["--session-id", session, "--prompt", prompt]
 
-    def listing(self) -> list[str]:
-        return ["--list-sessions"]
-
-    def purge(self) -> list[str]:
-        return ["--purge", str(OLD_DAYS // 2)]
-
     def fill(self, home: Path, sessions: int, turns: int, *, old: bool = False) -> list[str]:
-        if old:
-            return [fill_old(home, number, turns) for number in range(sessions)]
-        script = ROOT / "scripts" / "make_store.py"
-        command = [str(self.environment.python), str(script), str(home), str(sessions), str(turns)]
-        subprocess.run(command, check=True, capture_output=True)
-        return [path.stem for path in stores.files(home)[-sessions:]]
+        at = long_ago() if old else datetime.datetime.now(datetime.timezone.utc)
+        first = int(at.timestamp() * 1000) - sessions
+        at_text = at.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        return [lay_down(home, stores.new_id(number, first), number, turns, at_text) for number in range(sessions)]
 
     def settle(self, home: Path) -> None:
         """What was read right after it changed is read once more."""
         self.must(self.listing(), home)
         time.sleep(0.1)
         self.must(self.listing(), home)
-
-    def session_of(self, cost: Cost, home: Path) -> str:  # noqa: ARG002
-        return str(json.loads(cost.output)["session_id"])
-
-    def answer_of(self, cost: Cost) -> str:
-        return str(json.loads(cost.output)["response"])
 
     def texts(self, home: Path) -> list[str]:
         return [text for path in stores.files(home) for _, text in stores.said(path)]
@@ -201,19 +199,15 @@ def long_ago() -> datetime.datetime:
     return datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=OLD_DAYS)
 
 
-def fill_old(home: Path, number: int, turns: int) -> str:
-    """A session of ours that was last used OLD_DAYS ago; its id."""
-    then = long_ago()
-    at = {"created_at": then.strftime("%Y-%m-%dT%H:%M:%S.000Z")}
-    session = stores.new_id(number, int(then.timestamp() * 1000))
-    lines = [stores.header(session, **at)]
+def lay_down(home: Path, session: str, number: int, turns: int, created_at: str) -> str:
+    """A session of ours as we write it; its id."""
+    lines = [stores.header(session, created_at=created_at)]
     for turn in range(turns):
-        lines.append(stores.message(2 * turn, "user", QUESTION.format(turn, number), **at))
-        lines.append(stores.message(2 * turn + 1, "assistant", ANSWER, **at))
-    path = home / "sessions" / stores.month_of(session) / f"{session}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(map(stores.line, lines)))
-    return session
+        counts = {"model": MODEL, "prompt_tokens": 20 + 100 * turn, "tokens": 80, "done_reason": "stop"}
+        question = QUESTION.format(turn, number)
+        lines.append(stores.message(2 * turn, "user", question, created_at=created_at))
+        lines.append(stores.message(2 * turn + 1, "assistant", ANSWER, created_at=created_at, **counts))
+    return stores.put(home, session, b"".join(map(stores.line, lines))).stem
 
 
 class Database:
@@ -237,12 +231,11 @@ class Database:
         return [str(row[0]) for row in self.link.execute(query)]
 
 
-class FirstMajor(Program):
+class FirstMajor(OllamaPrompt):
     """ollama-prompt 1.2.0: one row a session, its history in it."""
 
     name = "ollama-prompt 1.2.0"
     requirements = ("ollama-prompt==1.2.0",)
-    script = "ollama-prompt"
     short = ("--max_tokens", "40")
     note = (
         "ollama-prompt 1.2.0 refuses to begin a session beside 1,000 others, and first removes those not used for "
@@ -262,12 +255,6 @@ class FirstMajor(Program):
     def continued(self, session: str, prompt: str) -> list[str]:
         return [*self.new(prompt), "--session-id", session]
 
-    def listing(self) -> list[str]:
-        return ["--list-sessions"]
-
-    def purge(self) -> list[str]:
-        return ["--purge", str(OLD_DAYS // 2)]
-
     def fill(self, home: Path, sessions: int, turns: int, *, old: bool = False) -> list[str]:
         ids = [str(uuid.uuid4()) for _ in range(sessions)]
         if not (home / "sessions.db").exists():
@@ -279,12 +266,6 @@ class FirstMajor(Program):
             for number, session in enumerate(ids):
                 database.add("sessions", {**pattern, "session_id": session, **first_major_history(number, turns)})
         return ids
-
-    def session_of(self, cost: Cost, home: Path) -> str:  # noqa: ARG002
-        return str(json.loads(cost.output)["session_id"])
-
-    def answer_of(self, cost: Cost) -> str:
-        return str(json.loads(cost.output)["response"])
 
     def texts(self, home: Path) -> list[str]:
         with opened(home / "sessions.db") as database:
@@ -451,8 +432,3 @@ def chat_texts(path: Path) -> list[str]:
         return [message["content"] for message in json.loads(path.read_text(encoding="utf-8"))]
     except ValueError:
         return []
-
-
-def remove(home: Path) -> None:
-    """A store that is not needed any more."""
-    shutil.rmtree(home, ignore_errors=True)

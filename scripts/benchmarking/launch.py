@@ -1,6 +1,6 @@
 """Run one program and report what it cost: a small process of its own, where a child's peak memory begins.
 
-    python -I -S scripts/launch.py REPORT COMMAND…
+    python -I -S scripts/benchmarking/launch.py REPORT COMMAND…
 
 REPORT gets one line: exit code, user + system seconds, seconds on the clock, peak memory in bytes, bytes written (-1
 where the system does not count them). Linux gives a new process the memory of the one that started it as its first

@@ -11,23 +11,14 @@ Both run in threads of the measuring process, whose own time is not counted.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
-import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, cast
-
-from environment import ROOT
-
-sys.path.insert(0, str(ROOT / "tests"))
+from http.server import BaseHTTPRequestHandler
+from typing import Any, cast
 
 import standin
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Json = dict[str, Any]
 COMPLETIONS = "/v1/chat/completions"
@@ -77,13 +68,12 @@ def completion(model: str, text: str | None) -> Json:
     return {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": model, "choices": [choice]}
 
 
-class InstantServer(standin.Server):
+class Server(standin.Server):
     """Running until it is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
         super().__init__(0)
-        self.RequestHandlerClass = InstantHandler
-        self.sent: list[bytes] = []
+        self.RequestHandlerClass = handler
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 1}, daemon=True).start()
 
@@ -93,14 +83,12 @@ class InstantServer(standin.Server):
         self.server_close()
 
 
-@contextlib.contextmanager
-def running() -> Iterator[InstantServer]:
-    """A server that is closed at the end."""
-    server = InstantServer()
-    try:
-        yield server
-    finally:
-        server.close()
+class InstantServer(Server):
+    """Answers at once; `sent` are the bodies that arrived."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        super().__init__(InstantHandler)
 
 
 class WitnessHandler(BaseHTTPRequestHandler):
@@ -145,20 +133,16 @@ class WitnessHandler(BaseHTTPRequestHandler):
         return whole
 
 
-class Witness(ThreadingHTTPServer):
+class Witness(Server):
     """Between a program and a real server at host and port."""
 
-    daemon_threads = True
-
     def __init__(self, host: str, port: int) -> None:
-        super().__init__(("127.0.0.1", 0), WitnessHandler)
         self.address = (host, port)
-        self.url = f"http://127.0.0.1:{self.server_port}"
         self.counts: list[int] = []
         """`prompt_eval_count` of each answer."""
         self.asked: Json | None = None
         """The last conversation that was sent in OpenAI's dialect, whose answers have no such count."""
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 1}, daemon=True).start()
+        super().__init__(WitnessHandler)
 
     def note(self, path: str, raw: bytes, answer: bytes) -> None:
         """Keep what one exchange tells."""
@@ -168,13 +152,3 @@ class Witness(ThreadingHTTPServer):
             last: Json = json.loads(answer.strip().rpartition(b"\n")[2] or b"{}")
             if "prompt_eval_count" in last:
                 self.counts.append(last["prompt_eval_count"])
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes without a word is none; anything else is a bug worth seeing."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        """End it."""
-        self.shutdown()
-        self.server_close()

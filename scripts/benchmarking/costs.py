@@ -6,18 +6,14 @@ A cost is that of one whole process: CPU time (user + system), time on the clock
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from environment import Failed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 
@@ -64,10 +60,3 @@ class Process:
 def run(command: list[str], env: dict[str, str]) -> Cost:
     """Run a program alone."""
     return Process(command, env).end()
-
-
-@contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    """A folder for the stores, gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
-        yield Path(name)

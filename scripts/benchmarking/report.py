@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tables import Table
+    from benchmarking.tables import Table
 
 
 def machine() -> dict[str, str]:
@@ -55,9 +55,9 @@ class Report:
         facts = {**machine(), "floor": f"{self.floor_ms:.1f} ms CPU", **self.told}
         head = "\n".join(f"- {name}: {value}" for name, value in facts.items())
         tables = "\n".join(table.markdown(list(self.told)) for table in self.tables)
-        notes = "\n".join(f"- {note}" for note in self.notes)
-        found = f"## The figures\n\n{head}\n\n{tables}\n### Notes\n\n{notes}"
-        return f"{found}\n\n## Where we are not first\n\n{self.behind()}"
+        notes = "\n".join(["\n### Notes\n", *(f"- {note}" for note in self.notes)]) if self.notes else ""
+        found = f"## The figures\n\n{head}\n\n{tables}{notes}"
+        return found if len(self.told) == 1 else f"{found}\n\n## Where we are not first\n\n{self.behind()}"
 
     def behind(self) -> str:
         """The rows where another program is ahead of the first."""

@@ -1,0 +1,1 @@
+"""What `scripts/bench.py` is made of: programs, what a run of one costs, and tables of that."""
