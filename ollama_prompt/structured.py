@@ -10,7 +10,7 @@ import json
 from contextlib import suppress
 
 from ollama_prompt.errors import IncompleteAnswer
-from ollama_prompt.text import DEEPEST, decode, sendable
+from ollama_prompt.text import DEEPEST, read_text, sendable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ _WITH_PATTERNS = ("pattern", "patternProperties", "unevaluatedProperties")
 
 
 def wanted(text: str) -> str | dict[str, Any]:
-    """The value of --format: "json", a schema as it is, or the name of a file with one. Raises ValueError."""
+    """The value of --format: "json", a schema as it is, or the name of a file with one.
+
+    Raises ValueError, for a file that is too long `UsageError`.
+    """
     if text == "json":
         return text
     source = text if text.lstrip().startswith("{") else _read(text)
@@ -157,7 +160,7 @@ def _shortened(reason: str) -> str:
 def _read(path: str) -> str:
     try:
         with open(path, "rb") as file:
-            return decode(file.read())
+            return read_text(file, f"--format: {_shortened(repr(path))}")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"cannot read the JSON Schema {_shortened(repr(path))}: {reason}") from None
