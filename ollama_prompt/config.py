@@ -217,6 +217,8 @@ def _stdin() -> str:
     if sys.stdin is None:
         raise UsageError("there is no prompt, and stdin is closed", hint='ollama-prompt --prompt "…"')
     try:
+        if os.name == "posix":  # else one that a parent reads without waiting gives half a prompt, or none
+            os.set_blocking(sys.stdin.fileno(), True)
         return read_text(sys.stdin.buffer, "stdin")
     except OSError as error:
         raise UsageError(f"cannot read the prompt from stdin: {error.strerror or error}") from None

@@ -188,6 +188,21 @@ def test_dash_is_stdin(run: Run, ollama: StandIn) -> None:
     assert [chat["messages"][0]["content"] for chat in ollama.chats()] == ["Hi", "Ho"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipe there can be read without waiting")
+def test_a_stdin_that_does_not_wait_is_waited_for(start: Start, ollama: StandIn) -> None:
+    """A program that reads from the same pipe may have left it so."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    process = start("--no-session", stdin=reader)
+    os.close(reader)
+    for piece in (b"The first half", b" and the second"):
+        time.sleep(0.5)
+        os.write(writer, piece)
+    os.close(writer)
+    assert process.wait(60) == 0
+    assert ollama.chats()[0]["messages"][0]["content"] == "The first half and the second"
+
+
 def test_stdin_is_not_touched_when_a_prompt_was_given(run: Run, start: Start, ollama: StandIn) -> None:
     reader, writer = os.pipe()
     os.write(writer, b"for the next command\n")
