@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 MARK = b'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="generator" content="ollama-prompt '
 """How each page begins, and no file of anybody else's."""
-_SOURCES = ("page.css", "archive.js", "page.py", "markup.py", "transcript.py", "render.py", "archive.py")
+_SOURCES = (
+    "page.css", "archive.js", "page.py", "markup.py", "tables.py", "transcript.py", "images.py", "render.py",
+    "archive.py",
+)  # fmt: skip
 """What makes the pages. No number has to be raised when one of them changes."""
 
 
