@@ -16,7 +16,8 @@ from html import escape
 
 from ollama_prompt import __version__, markup
 from ollama_prompt.images import kind_of
-from ollama_prompt.transcript import date, plain
+from ollama_prompt.render import plain
+from ollama_prompt.transcript import date
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

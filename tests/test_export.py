@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from stores import header, line, message, new_id
 from test_imports import own
 
-from ollama_prompt import exporting, markup, page, session_file, transcript
+from ollama_prompt import exporting, markup, page, render, session_file, transcript
 from ollama_prompt.errors import ExportFailed
 from ollama_prompt.folding import fold
 from ollama_prompt.foreign_json import conversation
@@ -318,7 +318,7 @@ def test_links_lead_where_they_led(one: str, two: str) -> None:
     outline(made)
     # No label in the first, but markdown-it takes it for one; the second becomes a definition without the space in it.
     if not re.search(r"\]\[[^\]]*\[|\]:\s*\[", one + two):
-        assert links(made) == [link for content in (one, two) for link in links(transcript.plain(content))]
+        assert links(made) == [link for content in (one, two) for link in links(render.plain(content))]
 
 
 def test_an_address_in_angle_brackets() -> None:
