@@ -1,4 +1,4 @@
-"""Flags and environment → settings, checked. Pure but for reading the files that flags name.
+"""Flags and environment → settings, checked. Pure but for reading stdin and the files that flags name.
 
 Whatever is wrong with them is a `UsageError`, found before anything heavy is imported, stored or sent.
 A flag beats the environment; an environment variable that is empty counts as not set.
@@ -333,9 +333,9 @@ def think(text: str) -> bool | str:
 
 def answer_format(text: str) -> str | dict[str, Any]:
     """Structured output: "json", or a JSON Schema."""
-    from ollama_prompt.structured import wanted
+    from ollama_prompt.structured import read_format
 
-    return wanted(text)
+    return read_format(text)
 
 
 def folder(text: str) -> str:

@@ -68,6 +68,7 @@ def write_parts(parts: Iterable[bytes]) -> None:
 
 @contextmanager
 def translated() -> Iterator[None]:
+    """Inside, what is wrong with stdout becomes `OutputClosed` or `OutputFailed`."""
     if sys.stdout is None:
         raise OutputFailed("stdout is closed")
     try:

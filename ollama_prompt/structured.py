@@ -10,7 +10,7 @@ import json
 from contextlib import suppress
 
 from ollama_prompt.errors import IncompleteAnswer
-from ollama_prompt.text import DEEPEST, read_text, sendable
+from ollama_prompt.text import is_nested_too_deep, read_text, sendable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _WITH_PATTERNS = ("pattern", "patternProperties", "unevaluatedProperties")
 """Keywords that search by regular expressions, besides additionalProperties beside one of them."""
 
 
-def wanted(text: str) -> str | dict[str, Any]:
+def read_format(text: str) -> str | dict[str, Any]:
     """The value of --format: "json", a schema as it is, or the name of a file with one.
 
     Raises ValueError, for a file that is too long `UsageError`.
@@ -172,16 +172,9 @@ def _load(text: str) -> Any:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
     except RecursionError:
         raise ValueError("nested too deep") from None
-    _check_depth(value, DEEPEST)
-    return value
-
-
-def _check_depth(value: Any, left: int) -> None:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    if items and not left:
+    if is_nested_too_deep(value):
         raise ValueError("nested too deep")
-    for item in items:
-        _check_depth(item, left - 1)
+    return value
 
 
 def _refuse(name: str) -> NoReturn:
