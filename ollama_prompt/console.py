@@ -39,6 +39,14 @@ def prepare() -> None:
         if reconfigure is not None:
             newline = None if stream.isatty() else "\n"
             reconfigure(encoding="utf-8", errors="backslashreplace", newline=newline)
+            _make_blocking(stream)
+
+
+def _make_blocking(stream: TextIO) -> None:
+    """A parent may have left its pipe or terminal non-blocking: what a slow reader has no room for would be lost."""
+    with suppress(OSError, ValueError):
+        if os.name == "posix":
+            os.set_blocking(stream.fileno(), True)
 
 
 def _buffer_stdout() -> None:

@@ -749,6 +749,21 @@ def test_a_reader_of_text_that_went_away(start: Start, ollama: StandIn, home: Pa
     assert answer["content"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe there cannot be made so")
+@pytest.mark.parametrize("output", ["json", "text"])
+def test_a_stdout_that_does_not_wait_is_waited_for(start: Start, ollama: StandIn, output: str) -> None:
+    """A program that writes to the same pipe may have left it so."""
+    ollama.set(answer="x" * 300_000)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    process = start("-p", "Hi", "--no-session", "--output", output, stdout=writer)
+    os.close(writer)
+    time.sleep(2)
+    with open(reader, "rb") as file:
+        assert file.read().count(b"x") >= 300_000
+    assert process.wait(60) == 0
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_disk_under_stdout(start: Start, ollama: StandIn, home: Path, unbuffered: str) -> None:
