@@ -29,7 +29,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from ollama_prompt import clock, page
 from ollama_prompt.errors import ExportFailed, OllamaPromptError, SessionNotFound, StoreWriteFailed
 from ollama_prompt.exporting import Pictures, cannot_write, is_unfinished, transcript_of, write
-from ollama_prompt.transcript import in_a_line
+from ollama_prompt.render import one_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -268,6 +268,6 @@ def _id_of(name: str) -> str:
 def _row(item: Item, notes: dict[str, str]) -> str:
     """A session in the list."""
     words = json.loads(notes[item["session_id"]])["words"]
-    title, model = (in_a_line(item[key] or "") for key in ("title", "model_name"))
+    title, model = (one_line(item[key] or "") for key in ("title", "model_name"))
     values = [item["session_id"], title or "Conversation", model, item["last_used"] or item["created_at"] or ""]
     return json.dumps([*values, item["message_count"], words], ensure_ascii=False, separators=(",", ":"))

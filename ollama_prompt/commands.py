@@ -34,32 +34,37 @@ def ask(
 
     `lean` imports less than is usual, for a process that does nothing else. `kept` is for the turns of a conversation.
     """
+    from ollama_prompt.config import is_gguf
     from ollama_prompt.turn import take_turn
 
     def connect(name: str, deadline: float | None) -> Model:
-        from ollama_prompt.config import is_gguf
-
         if is_gguf(name):
             from ollama_prompt.embedded import EmbeddedModel
 
             return EmbeddedModel(name, deadline=deadline, note=note, kept=kept.loaded() if kept else None)
         if kept:
             kept.close()
-        from ollama_prompt.host import parse_host
-        from ollama_prompt.lean import lean_imports
-
-        host = parse_host(environ.get("OLLAMA_HOST"))
-        if host.note:
-            note(host.note)
-        api_key = environ.get("OLLAMA_API_KEY") or None
-        with lean_imports(host) if lean else nullcontext():
-            from ollama_prompt.ollama import Ollama
-
-            return Ollama(host, name, api_key=api_key, deadline=deadline, serve=request.serve, note=note)
+        return _connect_to_ollama(name, deadline, environ, request.serve, note, lean)
 
     if request.continues and indexer:
         request.session_id = indexer.newest()
     return take_turn(request, indexer, connect, sink, note)
+
+
+def _connect_to_ollama(
+    name: str, deadline: float | None, environ: Mapping[str, str], serve: bool, note: Note, lean: bool
+) -> Model:
+    from ollama_prompt.host import parse_host
+    from ollama_prompt.lean import lean_imports
+
+    host = parse_host(environ.get("OLLAMA_HOST"))
+    if host.note:
+        note(host.note)
+    api_key = environ.get("OLLAMA_API_KEY") or None
+    with lean_imports(host) if lean else nullcontext():
+        from ollama_prompt.ollama import Ollama
+
+        return Ollama(host, name, api_key=api_key, deadline=deadline, serve=serve, note=note)
 
 
 class KeptModel:

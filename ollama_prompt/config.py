@@ -1,4 +1,4 @@
-"""Flags and environment → settings, checked. Pure but for reading the files that flags name.
+"""Flags and environment → settings, checked. Pure but for reading stdin and the files that flags name.
 
 Whatever is wrong with them is a `UsageError`, found before anything heavy is imported, stored or sent.
 A flag beats the environment; an environment variable that is empty counts as not set.
@@ -11,7 +11,7 @@ import re
 import sys
 
 from ollama_prompt.errors import UsageError
-from ollama_prompt.text import LARGEST_INTEGER, decode, sendable, valid_text
+from ollama_prompt.text import LARGEST_INTEGER, read_text, sendable, valid_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _from_environment(name: str, value: str, read: Callable[[str], Any]) -> Any:
 
 def _system(flags: Namespace) -> str | None:
     if flags.system_file is not None:
-        return read_text_file(flags.system_file, "--system-file")
+        return _read_text_file(flags.system_file, "--system-file")
     return valid_text(flags.system) if flags.system is not None else None
 
 
@@ -201,7 +201,7 @@ def expanded(text: str, flags: Namespace) -> Prompt:
 def _named_prompt(flags: Namespace) -> str | None:
     """The prompt that flags give; None if it is to be read from stdin."""
     if flags.prompt_file is not None and flags.prompt_file != "-":
-        return read_text_file(flags.prompt_file, "--prompt-file")
+        return _read_text_file(flags.prompt_file, "--prompt-file")
     if flags.prompt is not None and flags.prompt != "-":
         if not flags.prompt.strip():
             raise UsageError("the prompt is empty", hint='say what to ask: ollama-prompt --prompt "…"')
@@ -217,7 +217,9 @@ def _stdin() -> str:
     if sys.stdin is None:
         raise UsageError("there is no prompt, and stdin is closed", hint='ollama-prompt --prompt "…"')
     try:
-        return decode(sys.stdin.buffer.read())
+        if os.name == "posix":  # else one that a parent reads without waiting gives half a prompt, or none
+            os.set_blocking(sys.stdin.fileno(), True)
+        return read_text(sys.stdin.buffer, "stdin")
     except OSError as error:
         raise UsageError(f"cannot read the prompt from stdin: {error.strerror or error}") from None
 
@@ -238,11 +240,11 @@ def _without_last_newline(text: str) -> str:
     return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
 
 
-def read_text_file(path: str, flag: str) -> str:
+def _read_text_file(path: str, flag: str) -> str:
     """The text of a file that a flag names. Raises `UsageError`."""
     try:
         with open(path, "rb") as file:
-            return decode(file.read())
+            return read_text(file, f"{flag}: {path!r}")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{flag}: cannot read {path!r}: {reason}") from None
@@ -331,9 +333,9 @@ def think(text: str) -> bool | str:
 
 def answer_format(text: str) -> str | dict[str, Any]:
     """Structured output: "json", or a JSON Schema."""
-    from ollama_prompt.structured import wanted
+    from ollama_prompt.structured import read_format
 
-    return wanted(text)
+    return read_format(text)
 
 
 def folder(text: str) -> str:

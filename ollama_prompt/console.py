@@ -39,6 +39,14 @@ def prepare() -> None:
         if reconfigure is not None:
             newline = None if stream.isatty() else "\n"
             reconfigure(encoding="utf-8", errors="backslashreplace", newline=newline)
+            _make_blocking(stream)
+
+
+def _make_blocking(stream: TextIO) -> None:
+    """A parent may have left its pipe or terminal non-blocking: what a slow reader has no room for would be lost."""
+    with suppress(OSError, ValueError):
+        if os.name == "posix":
+            os.set_blocking(stream.fileno(), True)
 
 
 def _buffer_stdout() -> None:
@@ -68,6 +76,7 @@ def write_parts(parts: Iterable[bytes]) -> None:
 
 @contextmanager
 def translated() -> Iterator[None]:
+    """Inside, what is wrong with stdout becomes `OutputClosed` or `OutputFailed`."""
     if sys.stdout is None:
         raise OutputFailed("stdout is closed")
     try:

@@ -152,6 +152,7 @@ def open_folder(path: str) -> Folder:
 
 
 def scan_entries(folder: int | str) -> Iterator[tuple[str, str]]:
+    """(name, kind) of what is in a directory, by its descriptor or path; without devices, FIFOs and sockets."""
     with os.scandir(folder) as entries:
         for entry in entries:
             kind = _kind(entry)

@@ -226,7 +226,7 @@ class OutputClosed(OllamaPromptError):
 class Interrupted(BaseException):
     """Ctrl-C or a request to terminate; `signal_number` gives the exit code, 128 + signal.
 
-    It is raised within a turn or an export only; `turn` is what had come of the answer, in the form that is printed.
+    `interrupts` tells where it is raised. `turn` is what had come of an answer, in the form that is printed.
     Not an Exception, so that no `except Exception` swallows it.
     """
 

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from ollama_prompt.indexer import Indexer
     from ollama_prompt.transcript import Transcript
 
-FORMS = ("markdown", "text", "json", "html")
 _UNFINISHED = (".ollama-prompt.", ".tmp")
 """How the name of a file begins and ends until it is whole."""
 
 
 def document(indexer: Indexer, session_id: str, form: str) -> str:
-    """A session in one of `FORMS`. Notes what it lacks. Raises `SessionNotFound`, `StoreUnreadable`."""
+    """A session as `form`: "markdown", "text", "json" or "html". Notes what it lacks.
+
+    Raises `SessionNotFound`, `StoreUnreadable`.
+    """
     pictures = Pictures(indexer)
     transcript = transcript_of(indexer, session_id, tell_damage=True)
     if form == "html":

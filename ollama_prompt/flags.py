@@ -253,13 +253,7 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
         help="bring conversations along from ollama-prompt 1.x, from llm, or from a JSON list of messages",
     )  # fmt: skip
     _add_export(group)
-    add("--check", action="store_true", help="read every file whole and report damage")
-    add("--repair", action="store_true", help="with --check: mend what can be mended, and keep what is replaced")
-    add("--secrets", action="store_true", help="with --check: also report what looks like keys and passwords")
-    add("--reindex", action="store_true", help="build the index again from the files")
-    add("--git-setup", action="store_true", help="put the conversations under git, for --sync and for your own use")
-    add("--remote", metavar="URL", type=_checked(config.some_text), help="with --git-setup: where --sync pushes to")
-    add("--sync", action="store_true", help="commit what changed, merge what other machines pushed, push")
+    _add_upkeep(group)
     add(
         "--completion", type=str.lower, choices=("bash", "zsh", "fish", "powershell"),
         help="print a script that completes flags and sessions in this shell",
@@ -278,6 +272,17 @@ def _add_export(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     add("--to", metavar="FILE", type=_checked(config.some_text), help="with --export: write to this file; - is stdout")
     add("--all", action="store_true", help="with --export --to DIR: a folder of web pages with all sessions")
+
+
+def _add_upkeep(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--check", action="store_true", help="read every file whole and report damage")
+    add("--repair", action="store_true", help="with --check: mend what can be mended, and keep what is replaced")
+    add("--secrets", action="store_true", help="with --check: also report what looks like keys and passwords")
+    add("--reindex", action="store_true", help="build the index again from the files")
+    add("--git-setup", action="store_true", help="put the conversations under git, for --sync and for your own use")
+    add("--remote", metavar="URL", type=_checked(config.some_text), help="with --git-setup: where --sync pushes to")
+    add("--sync", action="store_true", help="commit what changed, merge what other machines pushed, push")
 
 
 def _add_general(group: argparse._ArgumentGroup) -> None:

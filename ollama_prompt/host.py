@@ -28,7 +28,7 @@ _LABEL = re.compile(r"[\w-]{1,63}")
 
 
 class Host:
-    """One server. `given` is what the user wrote, for `ollama serve`; `note` what he should be told."""
+    """One server. `given` is what the user wrote, for `ollama serve`; `note` what they should be told."""
 
     __slots__ = ("given", "host", "note", "path", "port", "scheme")
 

@@ -5,8 +5,8 @@ A signal means one of three things, depending on where the program is:
     (anywhere else)   the process ends at once, with the exit code and without a word: whatever it does,
                       the store is safe from being killed
     deferred          it is remembered: half a turn would be left behind
-    heard             it is raised as `Interrupted`: only where a turn waits, for the model or for the reader, and
-                      where an export writes, which removes what is unfinished
+    heard             it is raised as `Interrupted`: only where a turn waits, for the model or for the reader, where
+                      an export writes, which removes what is unfinished, and where a sync has merged
 
 So the code of a turn has few places that an interruption can come from, and libraries none, which do not
 expect one while they are imported or clean up. A third signal ends the process wherever it is.

@@ -147,11 +147,14 @@ class Layout:
             raise cannot_write(error) from error
 
     def _write_once(self, name: str, text: str) -> None:
-        """Write a file that is missing, under another name first: half of it would stay for good."""
+        """Write a file that is missing, under another name first: half of it would stay for good.
+
+        The other name is nobody else's: threads, and processes in two containers, have the same pid.
+        """
         path = os.path.join(self.home, name)
         if os.path.lexists(path):
             return
-        unfinished = f"{path}.{os.getpid()}.tmp"
+        unfinished = f"{path}.{os.urandom(8).hex()}.tmp"
         try:
             with open(open_new(unfinished), "w", encoding="utf-8", newline="\n") as file:
                 file.write(text)
@@ -159,7 +162,7 @@ class Layout:
         except OSError:
             with suppress(OSError):
                 os.unlink(unfinished)
-            if not os.path.lexists(path):  # else another process did it, in a container perhaps with the same pid
+            if not os.path.lexists(path):  # else another process did it
                 raise
 
     def complete_git_files(self) -> None:

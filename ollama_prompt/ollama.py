@@ -60,7 +60,6 @@ START_LIMIT = 30.0  # seconds for `ollama serve` to answer
 BUSY_LIMIT = 60.0  # seconds for which a busy server is asked again
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 LAST_CHANCE = 0.5  # seconds before the deadline at which a busy server is asked for the last time
-LAST_PAUSE = 0.1  # seconds before the end when it is asked for the last time
 _CODINGS = {"identity", "gzip", "deflate"}  # others may be a million times as long as they look
 _DEEPEST = 5  # errors in errors; Ollama's own reach 2
 POLL = 0.05  # seconds between two looks for a server that starts
@@ -531,9 +530,8 @@ class _Pauses:
             self.begun = True
             self._end = now + BUSY_LIMIT
             if self._deadline is not None:
-                self._end = min(self._end, self._deadline - LAST_CHANCE)
-        # The last time it is asked a little before the end: past the deadline it could only be a timeout.
-        left = self._end - now - LAST_PAUSE
+                self._end = min(self._end, self._deadline - LAST_CHANCE)  # past that it could only be a timeout
+        left = self._end - now
         if left <= 0:
             raise OllamaBusy(f"Ollama is busy: {answer.said}", hint="Ask again later.")
         wish = answer.retry_after() or self._next

@@ -16,7 +16,8 @@ from html import escape
 
 from ollama_prompt import __version__, markup
 from ollama_prompt.images import kind_of
-from ollama_prompt.transcript import date, plain
+from ollama_prompt.render import plain
+from ollama_prompt.transcript import date
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 MARK = b'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="generator" content="ollama-prompt '
 """How each page begins, and no file of anybody else's."""
-_SOURCES = ("page.css", "archive.js", "page.py", "markup.py", "transcript.py", "render.py", "archive.py")
+_SOURCES = (
+    "page.css", "archive.js", "page.py", "markup.py", "tables.py", "transcript.py", "images.py", "render.py",
+    "archive.py",
+)  # fmt: skip
 """What makes the pages. No number has to be raised when one of them changes."""
 
 

@@ -94,14 +94,14 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-def with_newlines(text: str) -> str:
-    """Lines that end as everywhere else, whatever they were written with."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def plain(text: str) -> str:
+    """The same of text of several lines, which end as everywhere else, whatever they were written with."""
+    return visible(text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def one_line(text: str) -> str:
-    """Text on one line, with its control characters escaped."""
-    return " ".join(visible(with_newlines(text)).split())
+    """The same of text on one line."""
+    return visible(" ".join(text.split()))
 
 
 def listing_as_text(lines: list[bytes]) -> str:
@@ -149,7 +149,7 @@ def info_as_text(data: dict[str, Any]) -> str:
 
 def _message_as_text(message: dict[str, Any]) -> str:
     marks = "".join(f" ({mark})" for mark in marks_of(message))
-    text = visible(with_newlines(message["content"]))
+    text = plain(message["content"])
     named = "".join(f", {visible(message[key])}" for key in ("created_at", "id") if message.get(key))
     thinking = thinking_of(message)
     thought = f"[thinking]\n{thinking}\n[answer]\n" if thinking else ""
@@ -167,7 +167,7 @@ def marks_of(message: dict[str, Any]) -> list[str]:
 def thinking_of(message: dict[str, Any]) -> str:
     """What the model thought before an answer."""
     thinking = message.get("thinking")
-    return visible(with_newlines(thinking)).strip() if isinstance(thinking, str) else ""
+    return plain(thinking).strip() if isinstance(thinking, str) else ""
 
 
 def pictures_of(message: dict[str, Any]) -> list[str]:

@@ -64,7 +64,7 @@ REASONS = {
 
 _UNFINISHED = re.compile(r"\.([0-9a-f-]{36})\..*\.tmp")
 _UNFINISHED_PICTURE = re.compile(r"\.[0-9a-f]{64}\.tmp")
-_UNFINISHED_GIT_FILE = re.compile(r"\.git(?:ignore|attributes)\.\d+\.tmp")
+_UNFINISHED_GIT_FILE = re.compile(r"\.git(?:ignore|attributes)\.[0-9a-f]+\.tmp")
 
 
 # --- Lines, without files --------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import json
 from contextlib import suppress
 
 from ollama_prompt.errors import IncompleteAnswer
-from ollama_prompt.text import DEEPEST, decode, sendable
+from ollama_prompt.text import is_nested_too_deep, read_text, sendable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,8 +27,11 @@ _WITH_PATTERNS = ("pattern", "patternProperties", "unevaluatedProperties")
 """Keywords that search by regular expressions, besides additionalProperties beside one of them."""
 
 
-def wanted(text: str) -> str | dict[str, Any]:
-    """The value of --format: "json", a schema as it is, or the name of a file with one. Raises ValueError."""
+def read_format(text: str) -> str | dict[str, Any]:
+    """The value of --format: "json", a schema as it is, or the name of a file with one.
+
+    Raises ValueError, for a file that is too long `UsageError`.
+    """
     if text == "json":
         return text
     source = text if text.lstrip().startswith("{") else _read(text)
@@ -157,7 +160,7 @@ def _shortened(reason: str) -> str:
 def _read(path: str) -> str:
     try:
         with open(path, "rb") as file:
-            return decode(file.read())
+            return read_text(file, f"--format: {_shortened(repr(path))}")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"cannot read the JSON Schema {_shortened(repr(path))}: {reason}") from None
@@ -169,16 +172,9 @@ def _load(text: str) -> Any:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
     except RecursionError:
         raise ValueError("nested too deep") from None
-    _check_depth(value, DEEPEST)
-    return value
-
-
-def _check_depth(value: Any, left: int) -> None:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    if items and not left:
+    if is_nested_too_deep(value):
         raise ValueError("nested too deep")
-    for item in items:
-        _check_depth(item, left - 1)
+    return value
 
 
 def _refuse(name: str) -> NoReturn:

@@ -33,7 +33,7 @@ from ollama_prompt import console, interrupts
 from ollama_prompt.clock import seconds_since
 from ollama_prompt.errors import OutputClosed, OutputFailed
 from ollama_prompt.query import MARKS
-from ollama_prompt.render import marks_of, one_line, pictures_of, thinking_of, visible, with_newlines
+from ollama_prompt.render import marks_of, one_line, pictures_of, plain, thinking_of, visible
 from ollama_prompt.tables import keep_cells
 
 TYPE_CHECKING = False
@@ -183,7 +183,7 @@ def _message(message: dict[str, Any], as_markdown: bool) -> Iterable[RenderableT
     if thinking := thinking_of(message):
         yield Text(f"{thinking}\n", "dim italic")
     typed = message.get("typed")
-    text = visible(with_newlines(typed if isinstance(typed, str) and typed else message["content"]))
+    text = plain(typed if isinstance(typed, str) and typed else message["content"])
     is_markdown = as_markdown and message["role"] == "assistant" and not undone
     yield make_markdown(text) if is_markdown else Text(text, "dim" if undone else "")
     yield from (Text(picture, "dim") for picture in pictures_of(message))
@@ -373,7 +373,7 @@ class MarkdownSink(console.TextSink):
         text, self._cut = self._cut + text, ""
         if text.endswith("\r"):  # perhaps half of a line's end
             text, self._cut = text[:-1], "\r"
-        self._rest += visible(with_newlines(text))
+        self._rest += plain(text)
         began = time.monotonic()
         if began < self._next:
             return

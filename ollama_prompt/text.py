@@ -5,12 +5,25 @@ No JSON writer takes the lone surrogates that an operating system uses for bytes
 
 from __future__ import annotations
 
+from ollama_prompt.errors import UsageError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import IO, Any
 
+LONGEST = 100_000_000
+"""Bytes of the longest text that is taken from a pipe or a file; no model reads as much, and a device has no end."""
 LARGEST_INTEGER = 2**63 - 1
 DEEPEST = 100
+
+
+def read_text(file: IO[bytes], name: str) -> str:
+    """The text in a pipe or a file, which errors call `name`. Raises `UsageError` if it is too long, OSError."""
+    data = file.read(LONGEST + 1)
+    if len(data) > LONGEST:
+        hint = "no model reads as much; head -c 1000000 takes the beginning"
+        raise UsageError(f"{name} has more than {LONGEST // 1_000_000} MB", hint=hint)
+    return decode(data)
 
 
 def decode(data: bytes) -> str:

@@ -17,7 +17,7 @@ import re
 
 from ollama_prompt import clock
 from ollama_prompt.records import images_of
-from ollama_prompt.render import escaped, visible
+from ollama_prompt.render import escaped, one_line, plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     Picture = Callable[[str], bytes | None]
 
 _SYSTEM = {"system", "developer"}
-_NEWLINE = re.compile(r"\r\n?")
 _MARKS = re.compile(r"[\\`*_\[\]<>&#~|$!]")
 _EMPHASIS = re.compile(r"\*\*|`+|^#+ ", re.MULTILINE)
 """What a reader of Markdown does not look for in a line of a list."""
@@ -39,16 +38,6 @@ _REMARKS = {"interrupted": "interrupted", "error": "broken off", "length": "cut 
 _WIDTH = 72
 FIRST_WORDS = 300
 """Characters of a conversation's beginning that a list of conversations shows."""
-
-
-def plain(text: str) -> str:
-    """Text with one kind of newline, and control characters that are seen instead of obeyed (`render.visible`)."""
-    return visible(_NEWLINE.sub("\n", text))
-
-
-def in_a_line(text: str) -> str:
-    """The same on one line."""
-    return plain(" ".join(text.split()))
 
 
 def date(time: str | None) -> str:
@@ -66,8 +55,8 @@ class Said:
         self.content: str = record["content"]
         self.time = clock.whole_seconds(clock.normal_time(record.get("created_at")))
         own = record.get("model")
-        answered_by = in_a_line(own) if isinstance(own, str) and own else model
-        self.speaker = (answered_by or "Assistant") if self.role == "assistant" else in_a_line(self.role).capitalize()
+        answered_by = one_line(own) if isinstance(own, str) and own else model
+        self.speaker = (answered_by or "Assistant") if self.role == "assistant" else one_line(self.role).capitalize()
         self.thinking = _text_of(record, "thinking")
         self.typed = _text_of(record, "typed")
         self.remark = _REMARKS.get(_text_of(record, "done_reason"), "")
@@ -86,8 +75,8 @@ class Transcript:
 
     def __init__(self, listed: dict[str, Any], settings: Record, found: list[Record], undone: AbstractSet[str]) -> None:
         self.session_id: str = listed["session_id"]
-        self.title = in_a_line(listed["title"] or "") or "Conversation"
-        self.model = in_a_line(listed["model_name"] or "")
+        self.title = one_line(listed["title"] or "") or "Conversation"
+        self.model = one_line(listed["model_name"] or "")
         self.created_at: str | None = listed["created_at"]
         self.system: str = settings.get("system", "")
         messages = [record for record in found if record["type"] == "message" and record.get("id") not in undone]
@@ -106,7 +95,7 @@ class Transcript:
 
     def _beginning_of(self, role: str) -> str:
         first = next((said for said in self.said if said.role == role), None)
-        return in_a_line(_EMPHASIS.sub("", (first.typed or first.content)[: 2 * FIRST_WORDS])) if first else ""
+        return one_line(_EMPHASIS.sub("", (first.typed or first.content)[: 2 * FIRST_WORDS])) if first else ""
 
 
 def _text_of(record: Record, key: str) -> str:
@@ -119,7 +108,7 @@ def _names_of(record: Record) -> list[str]:
     named = record["images"] if images_of(record) else []
     entries = [entry for entry in named if images_of({"images": [entry]})]
     names = [re.split(r"[/\\]", _text_of(entry, "path"))[-1] for entry in entries]
-    return [in_a_line(name) or entry["sha256"][:12] for name, entry in zip(names, entries, strict=True)]
+    return [one_line(name) or entry["sha256"][:12] for name, entry in zip(names, entries, strict=True)]
 
 
 # --- Text ------------------------------------------------------------------------------------------

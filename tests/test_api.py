@@ -28,6 +28,7 @@ from ollama_prompt import (
     load_session,
 )
 from ollama_prompt.errors import Interrupted, ModelUnsupported, ReferenceFailed, SessionNotFound, UsageError
+from ollama_prompt.layout import GITIGNORE, Layout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -239,6 +240,23 @@ def test_asyncio(ollama: StandIn, home: Path) -> None:
     answers = asyncio.run(several())
     assert [answer.text for answer in answers] == [f"Answer to: Question {n} (messages: 1)" for n in range(4)]
     assert len(stores.files(home)) == 4
+
+
+def test_a_store_that_two_threads_make_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are one process, as two in two containers may seem to be."""
+    replace, unfinished = os.replace, []
+
+    def late(source: str, target: str) -> None:
+        unfinished.append(source)
+        if len(unfinished) == 1:
+            Layout(str(home)).make()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    Layout(str(home)).make()
+    assert len(set(unfinished)) == len(unfinished), "one would remove what the other writes"
+    assert (home / ".gitignore").read_text(encoding="utf-8") == GITIGNORE
+    assert not list(home.glob("*.tmp"))
 
 
 def test_threads_on_one_session(ollama: StandIn) -> None:

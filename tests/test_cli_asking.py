@@ -188,6 +188,21 @@ def test_dash_is_stdin(run: Run, ollama: StandIn) -> None:
     assert [chat["messages"][0]["content"] for chat in ollama.chats()] == ["Hi", "Ho"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipe there can be read without waiting")
+def test_a_stdin_that_does_not_wait_is_waited_for(start: Start, ollama: StandIn) -> None:
+    """A program that reads from the same pipe may have left it so."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    process = start("--no-session", stdin=reader)
+    os.close(reader)
+    for piece in (b"The first half", b" and the second"):
+        time.sleep(0.5)
+        os.write(writer, piece)
+    os.close(writer)
+    assert process.wait(60) == 0
+    assert ollama.chats()[0]["messages"][0]["content"] == "The first half and the second"
+
+
 def test_stdin_is_not_touched_when_a_prompt_was_given(run: Run, start: Start, ollama: StandIn) -> None:
     reader, writer = os.pipe()
     os.write(writer, b"for the next command\n")
@@ -732,6 +747,21 @@ def test_a_reader_of_text_that_went_away(start: Start, ollama: StandIn, home: Pa
     answer = last_answer(the_file(home))
     assert answer["done_reason"] == "interrupted"
     assert answer["content"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe there cannot be made so")
+@pytest.mark.parametrize("output", ["json", "text"])
+def test_a_stdout_that_does_not_wait_is_waited_for(start: Start, ollama: StandIn, output: str) -> None:
+    """A program that writes to the same pipe may have left it so."""
+    ollama.set(answer="x" * 300_000)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    process = start("-p", "Hi", "--no-session", "--output", output, stdout=writer)
+    os.close(writer)
+    time.sleep(2)
+    with open(reader, "rb") as file:
+        assert file.read().count(b"x") >= 300_000
+    assert process.wait(60) == 0
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")

@@ -6,13 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
 from conftest import tree
 from stores import fail, header, line, make, new_id, succeed
 
-from ollama_prompt import __version__, config, flags
+from ollama_prompt import __version__, config, flags, text
 from ollama_prompt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -305,6 +306,42 @@ def test_a_closed_stdin_is_no_prompt(environment: dict[str, str]) -> None:
     assert b'"code": "usage"' in done.stderr
     with_prompt = ["bash", "-c", f"{sys.executable} -m ollama_prompt -p Hi --no-session <&-"]
     assert subprocess.run(with_prompt, env=environment, stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no bash, and no device without an end")
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--prompt-file", "/dev/zero"], "--prompt-file: '/dev/zero'"),
+        (["-p", "Hi", "--system-file", "/dev/zero"], "--system-file: '/dev/zero'"),
+        (["-p", "Hi", "--format", "/dev/zero"], "--format: '/dev/zero'"),
+        (["--prompt", "-"], "stdin"),
+        (["-p", "Hi", "--stdin"], "stdin"),
+    ],
+)
+def test_what_has_no_end_is_read_up_to_a_limit(
+    environment: dict[str, str], ollama: StandIn, home: Path, arguments: list[str], named: str
+) -> None:
+    limited = f'ulimit -v 4000000; exec {sys.executable} -m ollama_prompt "$@" </dev/zero'
+    done = subprocess.run(["bash", "-c", limited, "-", *arguments], env=environment, capture_output=True, check=False)
+    error = json.loads(done.stderr)
+    assert (done.returncode, done.stdout, error["code"]) == (2, b"", "usage")
+    assert error["error"] == f"{named} has more than 100 MB"
+    assert error["hint"]
+    assert ollama.requests() == []
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("flag", ["--prompt-file", "--system-file", "--format"])
+@pytest.mark.parametrize(("size", "is_taken"), [(1000, True), (1001, False)])
+def test_the_longest_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, size: int, is_taken: bool
+) -> None:
+    monkeypatch.setattr(text, "LONGEST", 1000)
+    (tmp_path / "file").write_text("{}".ljust(size), encoding="utf-8")
+    with nullcontext() if is_taken else pytest.raises(UsageError, match="has more than"):
+        parsed = flags.parse([flag, str(tmp_path / "file")])
+        config.Request(parsed, {}, config.read_prompt(parsed) if parsed.prompt_file else None)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from stores import header, line, message, new_id
+from test_imports import own
 
-from ollama_prompt import exporting, markup, page, session_file, transcript
+from ollama_prompt import exporting, markup, page, render, session_file, transcript
 from ollama_prompt.errors import ExportFailed
 from ollama_prompt.folding import fold
 from ollama_prompt.foreign_json import conversation
@@ -317,7 +318,7 @@ def test_links_lead_where_they_led(one: str, two: str) -> None:
     outline(made)
     # No label in the first, but markdown-it takes it for one; the second becomes a definition without the space in it.
     if not re.search(r"\]\[[^\]]*\[|\]:\s*\[", one + two):
-        assert links(made) == [link for content in (one, two) for link in links(transcript.plain(content))]
+        assert links(made) == [link for content in (one, two) for link in links(render.plain(content))]
 
 
 def test_an_address_in_angle_brackets() -> None:
@@ -559,6 +560,11 @@ def test_the_fingerprint_changes_with_whatever_makes_pages(monkeypatch: pytest.M
         name = "markup.py" if changed == "code" else "page.css"
         monkeypatch.setattr(page, "_asset", lambda asked: asset(asked) + (" " if asked == name else ""))
     assert page.fingerprint() != before
+
+
+def test_the_fingerprint_knows_all_that_makes_pages() -> None:
+    makers = {"page", "archive"} | own("page") | own("markup")
+    assert {f"{name}.py" for name in makers} <= set(page._SOURCES)
 
 
 def test_a_page_says_what_made_it() -> None:

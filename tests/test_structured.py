@@ -52,7 +52,7 @@ def nested(depth: int) -> Json:
 def reason(text: str) -> str:
     """Why this is no value of --format."""
     with pytest.raises(ValueError, match=r".") as caught:
-        structured.wanted(text)
+        structured.read_format(text)
     return str(caught.value)
 
 
@@ -62,12 +62,12 @@ def reason(text: str) -> str:
 def test_json_is_any_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "json").write_text(json.dumps(SCHEMA))
-    assert structured.wanted("json") == "json", "also where there is a file of that name"
+    assert structured.read_format("json") == "json", "also where there is a file of that name"
 
 
 @pytest.mark.parametrize("space", ["", " ", "\n\t "])
 def test_a_schema_as_it_is(space: str) -> None:
-    assert structured.wanted(f"{space}{json.dumps(SCHEMA)}{space}") == SCHEMA
+    assert structured.read_format(f"{space}{json.dumps(SCHEMA)}{space}") == SCHEMA
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -76,12 +76,12 @@ def test_a_schema_from_a_file(tmp_path: Path, encoding: str, end: str) -> None:
     schema = {**SCHEMA, "description": "Größe 😀"}
     path = tmp_path / "schema.json"
     path.write_bytes((json.dumps(schema, ensure_ascii=False) + end).encode(encoding))
-    assert structured.wanted(str(path)) == schema
+    assert structured.read_format(str(path)) == schema
 
 
 def test_the_order_of_keys_stays() -> None:
     schema = {"required": ["b", "a"], "properties": {"b": {}, "a": {}}, "type": "object"}
-    assert json.dumps(structured.wanted(json.dumps(schema))) == json.dumps(schema)
+    assert json.dumps(structured.read_format(json.dumps(schema))) == json.dumps(schema)
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,11 @@ def test_the_order_of_keys_stays() -> None:
     ],
 )
 def test_every_schema_is_taken(schema: Json) -> None:
-    assert structured.wanted(json.dumps(schema)) == schema
+    assert structured.read_format(json.dumps(schema)) == schema
 
 
 def test_schemas_of_a_usual_depth_are_taken() -> None:
-    assert structured.wanted(json.dumps(nested(30))) == nested(30)
+    assert structured.read_format(json.dumps(nested(30))) == nested(30)
 
 
 @pytest.mark.parametrize("depth", [DEEPEST, 300, 5000, 100_000])
@@ -201,7 +201,7 @@ def test_what_is_wrong_is_said_in_few_words() -> None:
 def test_any_json_is_taken_or_refused(value: Any) -> None:
     text = json.dumps({"type": "object", "default": value})
     try:
-        assert structured.wanted(text) == json.loads(text)
+        assert structured.read_format(text) == json.loads(text)
     except ValueError as error:
         assert "JSON Schema" in str(error)  # noqa: PT017  either is right
 
@@ -209,7 +209,7 @@ def test_any_json_is_taken_or_refused(value: Any) -> None:
 @given(st.text())
 def test_any_text_is_taken_or_refused(text: str) -> None:
     try:
-        structured.wanted("{" + text)
+        structured.read_format("{" + text)
     except ValueError as error:
         assert "JSON Schema" in str(error)  # noqa: PT017  either is right
 
@@ -357,7 +357,7 @@ def test_no_schema_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
 @settings(max_examples=300)
 def test_whatever_looks_like_a_schema_is_taken_or_refused(schema: Json, value: Any) -> None:
     try:
-        wanted = structured.wanted(json.dumps(schema))
+        wanted = structured.read_format(json.dumps(schema))
     except ValueError as error:
         assert "JSON Schema" in str(error)  # noqa: PT017  either is right
     else:
