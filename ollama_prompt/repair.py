@@ -367,8 +367,8 @@ def _free_name(path: str, why: str) -> str:
 # --- Permissions and leftovers ---------------------------------------------------------------------
 
 
-def tighten(layout: Layout, files: Iterable[str]) -> list[dict[str, Any]]:
-    """Take the rights of others away in the store's folders and from these files, and give us those that we lack.
+def tighten(layout: Layout, index: Iterable[str]) -> list[dict[str, Any]]:
+    """Take the rights of others away in the store and from the files of the `index`, and give us those that we lack.
 
     Windows, FAT and some network drives have no such rights: nothing is changed there. The store's own folder is
     shut only if nothing else lies in it.
@@ -378,7 +378,7 @@ def tighten(layout: Layout, files: Iterable[str]) -> list[dict[str, Any]]:
     done = [_tighten(layout.home, others=0)]
     if _is_ours_alone(layout):
         done.append(_tighten(layout.home))
-    done += map(_tighten, files)
+    done += map(_tighten, filter(os.path.isfile, (*index, layout.history, *layout.search_files())))
     for folder in (layout.sessions, layout.attachments, layout.locks):
         if not os.path.islink(folder):  # what lies behind one is not the store's
             done += [_tighten(folder), *map(_tighten, _below(folder))]
@@ -386,13 +386,10 @@ def tighten(layout: Layout, files: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _is_ours_alone(layout: Layout) -> bool:
-    ours = {os.path.basename(path) for path in (layout.sessions, layout.attachments, layout.locks)}
-    database = os.path.basename(layout.index)
+    folders = {os.path.basename(path) for path in (layout.sessions, layout.attachments, layout.locks)}
+    files = tuple(os.path.basename(path) for path in (layout.history, layout.search, layout.index))
     try:
-        return all(
-            name in ours or name.startswith((".git", "sessions", "search.db", database))
-            for name in os.listdir(layout.home)
-        )
+        return all(name in folders or name.startswith((".git", "sessions", *files)) for name in os.listdir(layout.home))
     except OSError:
         return False
 

@@ -746,13 +746,17 @@ def test_a_backup_whose_session_is_held_stays(run: Run, home: Path, orphan: Path
 @posix_only
 def test_permissions(run: Run, home: Path) -> None:
     succeed(run("-p", "Hi"))
+    succeed(run("--search", "Hi"))
     path, sessions = stores.the_file(home), home / "sessions"
+    history = home / "history.jsonl"
+    history.write_bytes(stores.line({"session_id": path.stem, "text": "Hi"}))
     notes = path.parent / "notes.sh"
     notes.write_text("mine", encoding="utf-8")
     secret = path.parent / ".mine"
     secret.mkdir(mode=0o755)
     (path.parent / "link").symlink_to(secret)
-    wrong = {home: 0o755, sessions: 0o000, path.parent: 0o777, path: 0o000, notes: 0o755, home / "sessions.db": 0o644}
+    wrong = {home: 0o755, sessions: 0o000, path.parent: 0o777, path: 0o000, notes: 0o755, history: 0o644}
+    wrong |= {home / "sessions.db": 0o644, home / "search.db": 0o644}
     for place in reversed(wrong):
         place.chmod(wrong[place])
     repaired = mend_all(run)
@@ -760,7 +764,7 @@ def test_permissions(run: Run, home: Path) -> None:
     (item,) = (item for item in repaired if item["path"] == str(path))
     assert item == {"session_id": path.stem, "path": str(path), "reason": "permissions: 0000 is 0600 now", "kept": None}
     modes = [stat.S_IMODE(place.stat().st_mode) for place in (*wrong, secret)]
-    assert modes == [0o700, 0o700, 0o700, 0o600, 0o700, 0o600, 0o755]
+    assert modes == [0o700, 0o700, 0o700, 0o600, 0o700, 0o600, 0o600, 0o600, 0o755]
 
 
 @posix_only
