@@ -51,6 +51,9 @@ class OllamaPromptError(Exception):
         self.hint = hint
         self.session_id = session_id
 
+    def __str__(self) -> str:
+        return self.message  # which may have got longer since
+
 
 class UsageError(OllamaPromptError):
     """A wrong flag, a value out of range, an empty prompt."""

@@ -11,8 +11,7 @@ import sys
 from contextlib import ExitStack
 
 from ollama_prompt import foreign
-from ollama_prompt.catalogue import id_of
-from ollama_prompt.errors import ImportFailed, OllamaPromptError, StoreError
+from ollama_prompt.errors import ImportFailed, OllamaPromptError, StoreError, StoreUnreadable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,11 +60,12 @@ def import_from(indexer: Indexer, path: str, lock_timeout: float) -> tuple[list[
     imported: list[str] = []
     failed: list[StoreError] = []
     skipped = 0
+    there = _sessions_there(indexer)
     with foreign.read(path, indexer.note) as (total, conversations):
         for number, conversation in enumerate(conversations):
             indexer.progress(number, total)
             try:
-                session_id = _bring_in(indexer, conversation, lock_timeout)
+                session_id = _bring_in(indexer, conversation, there, lock_timeout)
             except StoreError as error:
                 failed.append(error)
                 continue
@@ -77,18 +77,25 @@ def import_from(indexer: Indexer, path: str, lock_timeout: float) -> tuple[list[
     return imported, skipped
 
 
-def _bring_in(indexer: Indexer, conversation: Conversation, lock_timeout: float) -> str | None:
+def _sessions_there(indexer: Indexer) -> set[str] | None:
+    """The sessions that have a file, read once: not all folders for each new one. None where some cannot be read."""
+    try:
+        return set(indexer.session_ids())
+    except StoreUnreadable:
+        return None
+
+
+def _bring_in(indexer: Indexer, conversation: Conversation, there: set[str] | None, lock_timeout: float) -> str | None:
     """Keep a conversation of another program, or what is new of it; its session, None if nothing is new.
 
-    Raises `StoreError`s.
+    `there` is what `_sessions_there` found before the first one. Raises `StoreError`s.
     """
-    ids = conversation.ids
-    if len(ids) > 1:  # it may be there under a later id, because what had an earlier one was deleted
-        there = set(map(id_of, indexer.catalogue.files()))
-        ids = sorted(ids, key=lambda session_id: session_id not in there)
-    for session_id in ids:
+    # It may be there under a later id, because what had an earlier one was deleted.
+    for session_id in sorted(conversation.ids, key=lambda id_: id_ not in (there or ())):
+        # What another process made meanwhile lies where it was made.
+        deep = None if there is None or session_id in there else False
         with indexer.lock(session_id, lock_timeout):
-            if not indexer.files_of(session_id)[0]:
+            if not indexer.files_of(session_id, deep=deep)[0]:
                 _make(indexer, session_id, conversation)
                 return session_id
             with indexer.opened(session_id) as held:

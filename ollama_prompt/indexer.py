@@ -388,7 +388,7 @@ class Indexer:
         return HeldSession(self.layout, session_id, self.note, path, reading, indexed, claim, self.attachments)
 
     def find(self, session_id: str) -> tuple[list[str], dict[str, Row]]:
-        """The same as `_files_of`. Raises `SessionNotFound`."""
+        """The same as `files_of`. Raises `SessionNotFound` where there is none."""
         from ollama_prompt.checkouts import wait_for_git
 
         found, rows = self.files_of(session_id)
@@ -401,10 +401,15 @@ class Indexer:
             raise SessionNotFound(f"no session has the id {session_id}", hint=hint, session_id=session_id)
         return found, rows
 
-    def files_of(self, session_id: str, known: Iterable[str] = ()) -> tuple[list[str], dict[str, Row]]:
-        """The files of a session, usually one, and the rows that the index has for such paths."""
+    def files_of(
+        self, session_id: str, known: Iterable[str] = (), deep: bool | None = None
+    ) -> tuple[list[str], dict[str, Row]]:
+        """The files of a session, usually one, found as by `Layout.find`, and the rows that the index has of it.
+
+        Raises `StoreUnreadable`.
+        """
         rows = {self.layout.absolute(row.path): row for row in self._rows_of(session_id)}
-        return self.layout.find(session_id, [*rows, *known]), rows
+        return self.layout.find(session_id, [*rows, *known], deep), rows
 
     def read(self, path: str) -> Reading:
         return self.catalogue.read_file(self.layout.name(path))

@@ -201,20 +201,25 @@ class Layout:
         return (f"{stem}{f'-{number}' if number else ''}.db" for number in itertools.count())
 
     def find(
-        self, session_id: str, known: Iterable[str] = (), deep: bool = False, folders: Iterable[str] | None = None
+        self,
+        session_id: str,
+        known: Iterable[str] = (),
+        deep: bool | None = None,
+        folders: Iterable[str] | None = None,
     ) -> list[str]:
         """Files of this session, usually one. Raises `StoreUnreadable`.
 
         They are looked for where they usually lie: in `sessions`, in a visible folder directly below it, or at a
-        `known` path. That costs a look at one name in each folder. Only if there is none, or to be sure of all
-        (`deep`), all folders are read. `folders` are the visible ones if the caller knows them.
+        `known` path. That costs a look at one name in each folder. Only if there is none are all folders read: with
+        `deep` in any case, to be sure of all; where it is False, never. `folders` are the visible ones if the caller
+        knows them.
         """
         unread: list[OSError] = []
         name = session_id + SUFFIX
         visible = self.folders(unread) if folders is None else folders
         usual = [os.path.join(folder, name) for folder in (self.sessions, *visible)]
         found = _files_among([*usual, *known], unread)
-        if deep or not found:
+        if deep if deep is not None else not found:
             found = _files_among([*found, *self._everywhere(name, unread)], unread)
         if unread and not found:  # "there is no such session" must be true
             raise cannot_read(unread[0], session_id)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import old_stores
 import pytest
@@ -20,7 +21,12 @@ from old_stores import chain, make, make_1x, response, session_1x, turn
 from old_stores import said as said_1x
 from stores import fail, succeed
 
+from ollama_prompt.errors import StoreUnreadable
+from ollama_prompt.indexer import Indexer
+from ollama_prompt.layout import Layout
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from conftest import Run, Start
@@ -254,6 +260,52 @@ def test_again_changes_no_byte(quick: Run, home: Path, source: Path) -> None:
     assert succeed(quick("--import", str(source))).json == {**NOTHING_NEW, "skipped": len(ids)}
     assert (tree(home / "sessions"), tree(home / "attachments")) == before
     stores.assert_agreement(quick)
+
+
+def test_what_was_moved_into_folders_of_the_users_own_is_known(
+    home: Path, tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For what is new, the folders are not gone through again each time."""
+    indexer = Indexer(Layout(str(home)), lambda _: None)
+    made, _ = indexer.import_from(str(database), 0)
+    moved = home / "sessions" / "work" / "old" / f"{OLD}.jsonl"
+    moved.parent.mkdir(parents=True)
+    file_of(home, OLD).rename(moved)
+    assert indexer.import_from(str(database), 0) == ([], 2)
+    walk = Mock(wraps=os.walk)
+    monkeypatch.setattr(os, "walk", walk)
+    replace_session(database, session_1x(OLD, TALK + MORE + TALK), *(session_1x(f"new {n}", TALK) for n in range(5)))
+    added, known = indexer.import_from(str(database), 0)
+    assert (len(added), known, walk.call_count) == (6, 1, 0)
+    assert OLD in made
+    assert len(list(home.glob("sessions/**/*.jsonl"))) == 7
+
+
+def test_a_folder_that_cannot_be_read_holds_up_only_what_may_be_in_it(
+    home: Path, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexer = Indexer(Layout(str(home)), lambda _: None)
+    indexer.import_from(str(database), 0)
+    closed = home / "sessions" / "work" / "closed"
+    closed.mkdir(parents=True)
+    replace_session(database, session_1x("new", TALK), session_1x(OLD, TALK + MORE + TALK))
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name), str(closed)))
+    with pytest.raises(StoreUnreadable, match=r"closed.*; 1 sessions were imported"):
+        indexer.import_from(str(database), 0)
+    assert len(stores.said(file_of(home, OLD))) == 6
+    assert len(stores.files(home)) == 2
+
+
+def refusing(real: Callable[[str], Any], closed: str) -> Callable[[str], Any]:
+    """The same function, to which one folder is closed."""
+
+    def refuse(folder: str) -> Any:
+        if str(folder) == closed:
+            raise PermissionError(13, "Permission denied", closed)
+        return real(folder)
+
+    return refuse
 
 
 def test_in_another_time_zone_again_adds_nothing(quick: Run, run: Run, home: Path, database: Path) -> None:

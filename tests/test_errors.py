@@ -177,3 +177,5 @@ def test_an_error_carries_what_it_was_given() -> None:
     error = errors.SessionBusy("in use", hint="wait", session_id="1")
     assert (str(error), error.message, error.hint, error.session_id) == ("in use", "in use", "wait", "1")
     assert (error.code, error.exit_code) == ("session_busy", 75)
+    error.message += "; others were not"
+    assert str(error) == "in use; others were not"
