@@ -70,10 +70,10 @@ def is_1x(path: str) -> bool:
         if not os.path.isfile(path):
             return False
         with open(path, "rb") as file:
-            page = file.read(foreign_1x.FIRST_PAGE)
+            head = file.read(foreign_1x.LARGEST_PAGE)
     except (OSError, ValueError):
         return False
-    return page.startswith(MAGIC) and foreign_1x.is_named_in(page)
+    return head.startswith(MAGIC) and foreign_1x.is_named_in(head)
 
 
 def left_by_1x(environ: Mapping[str, str], set_aside: Iterable[str] = ()) -> list[str]:

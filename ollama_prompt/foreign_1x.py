@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 _COLUMNS = (
     "session_id", "created_at", "last_used", "max_context_tokens", "history_json", "model_name", "system_prompt",
 )  # fmt: skip
-FIRST_PAGE = 4096
-"""Bytes at the beginning of a database where its tables are named."""
+LARGEST_PAGE = 65_536
+"""Bytes that a page of a database may have. The first one, or the first few small ones, name its tables."""
+_USUAL_PAGE = 4096
 
 
-def is_named_in(page: bytes) -> bool:
-    """Whether the first page of a database names the table of ollama-prompt 1.x."""
+def is_named_in(head: bytes) -> bool:
+    """Whether a database that begins so names the table of ollama-prompt 1.x; what is said behind that is only text."""
+    size = int.from_bytes(head[16:18], "big")
+    page = head[: LARGEST_PAGE if size == 1 else max(size, _USUAL_PAGE)]
     return all(name in page for name in (b"CREATE TABLE sessions", b"history_json", b"last_used"))
 
 

@@ -1231,6 +1231,22 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 # --- Where 1.x kept its database ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [1024, 4096, 16_384, 65_536])
+def test_is_1x_whatever_the_size_of_its_pages(tmp_path: Path, size: int) -> None:
+    path = make_1x(tmp_path / "sessions.db")
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(f"PRAGMA page_size = {size}; VACUUM;")
+    assert foreign.is_1x(str(path))
+
+
+def test_text_about_1x_is_not_1x(tmp_path: Path) -> None:
+    path = make(tmp_path / "logs.db", old_stores.TABLES_LLM_27)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE a (text TEXT)")
+        database.execute("INSERT INTO a VALUES (?)", (old_stores.TABLES_1X * 50,))
+    assert not foreign.is_1x(str(path))
+
+
 def test_is_1x(tmp_path: Path) -> None:
     assert foreign.is_1x(str(make_1x(tmp_path / "sessions.db")))
     for path in (
