@@ -1,7 +1,8 @@
 """Removing sessions for real: `--delete`, `--purge`, and what killed processes left of a session.
 
-A session is removed under its lock: first its backups, then its files, its row, its lock, and the pictures that no
-other session names. Killed in between, the next removal goes on where that one stopped.
+A session is removed under its lock: first its backups, then its files, and the lock with them. Then goes what else
+there is of it: its row, what was typed in it, the index of --search if that may have its words, and the pictures that
+no other session names. Killed in between, the next removal goes on where that one stopped.
 
 Backups stay here when git takes the session away that another machine removed: they are removed as if it were there.
 """
@@ -31,7 +32,7 @@ _TIME = re.compile(r"\.(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z\.")
 
 
 def delete(indexer: Indexer, session_id: str) -> None:
-    """Remove a session for real: files, backups, row, lock. Raises `SessionBusy` at once when it is in use."""
+    """Remove a session for real: all that there is of it. Raises `SessionBusy` at once when it is in use."""
     try:
         indexer.find(session_id)
     except SessionNotFound:

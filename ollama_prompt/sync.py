@@ -351,7 +351,7 @@ class _Repository:
         """What somebody has staged in a larger repository stays so; and what is refused does not stay staged."""
         self.git.name_author()
         with suppress(FileNotFoundError):
-            os.utime(self._journal)
+            os.utime(self._journal)  # a lock that this git leaves is then as old as our note: see LEFT_SECONDS
         hint = f"in {self._indexer.layout.home}, git add --all, and then git commit, tell more"
         with self.git.apart():
             try:

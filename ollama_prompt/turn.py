@@ -3,10 +3,10 @@
     check the model → choose the window → store the prompt → ask → store the answer
 
 Nothing is stored before the model was reached and can do what is asked, but for the prompt of a turn that is
-interrupted, or runs out of time, meanwhile. From then on the prompt is on
-disk. What the model refuses before its first word is taken back; what breaks off leaves the prompt, and
-what came of the answer as an answer with `done_reason` "error" or "interrupted". Settings become the
-session's with a whole answer only. With --no-session nothing is read or stored, and the rest is the same.
+interrupted, or runs out of time, meanwhile. From then on the prompt is on disk. What the model refuses before its first
+word is taken back; what breaks off leaves the prompt, and what came of the answer as an answer with `done_reason`
+"error" or "interrupted". Settings become the session's with a whole answer only. With --no-session nothing is read or
+stored, and the rest is the same.
 """
 
 from __future__ import annotations
