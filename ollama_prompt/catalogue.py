@@ -17,7 +17,8 @@ from stat import S_ISDIR, S_ISREG
 from ollama_prompt import clock
 from ollama_prompt.errors import SessionBusy, StoreError, StoreUnreadable, StoreWriteFailed
 from ollama_prompt.index import BUSY_SECONDS, YOUNG, Index, IndexUnusable, Row, can_keep, is_young, packed, read_time_ns
-from ollama_prompt.layout import LARGEST, SUFFIX, Layout
+from ollama_prompt.layout import SUFFIX, Layout
+from ollama_prompt.text import LARGEST_INTEGER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ class Catalogue:
         """(Those of these files that have another stamp, whether all are there)."""
         changed: list[str] = []
         are_there = True
-        look, pack, largest = os.stat, packed, LARGEST  # found once, not in each round
+        look, pack, largest = os.stat, packed, LARGEST_INTEGER  # found once, not in each round
         with self._opened() as (start, folder):
             for path, stamp in known.items():
                 try:

@@ -89,13 +89,10 @@ class Git:
     def attempt(self, *arguments: str, text: str = "") -> subprocess.CompletedProcess[bytes]:
         """Run it, with `text` on its stdin: exit code and output. Raises `GitFailed` only if it cannot be started."""
         try:
-            done = subprocess.run(
-                [*self._command, *arguments],
-                env=self._environment, input=text.encode(), capture_output=True, check=False,
-                start_new_session=self._is_apart, umask=0o077 if self.is_private and os.name == "posix" else -1,
-            )  # fmt: skip
+            command = [*self._command, *arguments]
+            done = subprocess.run(command, input=text.encode(), capture_output=True, check=False, **self._conditions())
         except OSError as error:
-            raise GitFailed(f"git cannot be run: {error.strerror or error}") from error
+            raise _cannot_run(error) from error
         self.was_killed = self.was_killed or done.returncode < 0
         return done
 
@@ -155,13 +152,18 @@ class Git:
 
     def _started(self, command: list[str], **streams: Any) -> subprocess.Popen[bytes]:
         """Raises `GitFailed`."""
-        umask = 0o077 if self.is_private and os.name == "posix" else -1
         try:
-            return subprocess.Popen(
-                command, env=self._environment, start_new_session=self._is_apart, umask=umask, **streams
-            )
+            return subprocess.Popen(command, **streams, **self._conditions())
         except OSError as error:
-            raise GitFailed(f"git cannot be run: {error.strerror or error}") from error
+            raise _cannot_run(error) from error
+
+    def _conditions(self) -> dict[str, Any]:
+        umask = 0o077 if self.is_private and os.name == "posix" else -1
+        return {"env": self._environment, "start_new_session": self._is_apart, "umask": umask}
+
+
+def _cannot_run(error: OSError) -> GitFailed:
+    return GitFailed(f"git cannot be run: {error.strerror or error}")
 
 
 def _told(descriptor: int, tell: Callable[[str], None]) -> bytes:

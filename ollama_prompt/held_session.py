@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 from ollama_prompt import index, records, session_file
 from ollama_prompt.checkouts import wait_for_git
@@ -27,6 +27,7 @@ from ollama_prompt.summary import NeedsWholeFile, Summary
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from ollama_prompt.attachments import Attachments
     from ollama_prompt.records import Record
@@ -48,11 +49,11 @@ class HeldSession:
         layout: Layout,
         session_id: str,
         note: Callable[[str], None],
+        attachments: Callable[[], Attachments],
         path: str | None = None,
         reading: Reading | None = None,
         indexed: bool = False,
         claim: Callable[[], object] | None = None,
-        attachments: Callable[[], Attachments] | None = None,
     ) -> None:
         self.session_id = session_id
         self.path = path
@@ -152,7 +153,7 @@ class HeldSession:
 
     def image(self, sha256: str) -> bytes | None:
         """A picture that a message names; None if it is missing."""
-        return self._attachments().read(sha256) if self._attachments else None
+        return self._attachments().read(sha256)
 
     def take_back(self) -> None:
         """Remove the prompt again: the model refused it before the first word. Raises `StoreWriteFailed`."""
@@ -179,13 +180,8 @@ class HeldSession:
         with _write_errors(self.session_id), self._keeping(images):
             self._write(header, rest)
 
-    @contextmanager
-    def _keeping(self, images: dict[str, bytes] | None) -> Iterator[None]:
-        if images and self._attachments:
-            with self._attachments().keeping(images):
-                yield
-        else:
-            yield
+    def _keeping(self, images: dict[str, bytes] | None) -> AbstractContextManager[None]:
+        return self._attachments().keeping(images) if images else nullcontext()
 
     def _create(self, settings: Record, turn: list[Record]) -> None:
         self._write(records.header(self.session_id, settings), turn)

@@ -1,8 +1,8 @@
-"""The way in to the store: open, list, look into, fork, undo, import, purge, delete, check, reindex.
+"""The way in to the store: open, list, look into, fork, undo, search, import, purge, delete, check, reindex.
 
 Commands reach files, index and locks only through an `Indexer`. The files are the truth; the index
 (`catalogue`) remembers what reading them gave; a turn holds its session (`held_session`) under its lock. What a
-turn does not need lies in modules of its own: `importing`, `removal`, `checkup`.
+turn does not need lies in modules of its own: `importing`, `removal`, `checkup`, `search`, `history`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from ollama_prompt.layout import Layout
     from ollama_prompt.query import Scope
     from ollama_prompt.records import Record
-    from ollama_prompt.session_file import Reading
-
+    from ollama_prompt.session_file import Reading, Stamp
 
 CLAIM_SECONDS = 10.0
 """How long a new session waits for its own lock."""
 ATTACHMENTS_SECONDS = 60.0
-HISTORY_SECONDS = 5.0
 """How long to wait while another process keeps or removes pictures."""
+HISTORY_SECONDS = 5.0
+"""How long to wait while another process writes down what was typed."""
 
 _SHARED = {
     "sync": ("the repository", "--lock-timeout waits longer"),
@@ -67,6 +67,7 @@ class Indexer:
         self.progress = progress
         self._is_made = False
         self.adopted: dict[str, tuple[list[str], int]] = {}
+        """What `adopt_1x` has imported, by the database's path: as `import_from` gives it."""
 
     # --- One session ---------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class Indexer:
         return reading.summary.listed() | {"path": path}, found, reading
 
     def delete(self, session_id: str) -> None:
-        """Remove a session for real: files, row, lock. Raises `SessionBusy` at once when it is in use."""
+        """Remove a session for real: all that there is of it. Raises `SessionBusy` at once when it is in use."""
         from ollama_prompt import removal
 
         removal.delete(self, session_id)
@@ -383,9 +384,10 @@ class Indexer:
         indexed: bool = False,
         claim: Callable[[], object] | None = None,
     ) -> HeldSession:
+        """A session whose lock the caller holds, or one to come, which `claim` locks. Nothing is read or made here."""
         from ollama_prompt.held_session import HeldSession
 
-        return HeldSession(self.layout, session_id, self.note, path, reading, indexed, claim, self.attachments)
+        return HeldSession(self.layout, session_id, self.note, self.attachments, path, reading, indexed, claim)
 
     def find(self, session_id: str) -> tuple[list[str], dict[str, Row]]:
         """The same as `files_of`. Raises `SessionNotFound` where there is none."""
@@ -412,6 +414,7 @@ class Indexer:
         return self.layout.find(session_id, [*rows, *known], deep), rows
 
     def read(self, path: str) -> Reading:
+        """Read a session file whole. Raises `StoreUnreadable`."""
         return self.catalogue.read_file(self.layout.name(path))
 
     def _read_for_turn(self, session_id: str) -> tuple[str, Reading, bool]:
@@ -444,6 +447,7 @@ class Indexer:
                 attachments.discard(names - named)
 
     def tell_damage(self, reading: Reading) -> None:
+        """Note that lines were left out, if any were."""
         if reading.summary.damage_count:
             self.note(f"damaged lines left out: {reading.summary.damage_count}; --check tells which")
 
@@ -476,6 +480,10 @@ class Indexer:
     def lock(
         self, name: str, timeout: float, waiting: Callable[[str], None] | None = None
     ) -> AbstractContextManager[None]:
+        """Hold the lock of a session, or of what `_SHARED` names. Waits for up to `timeout` seconds.
+
+        `waiting` is told of it; for a session, a note is made. Raises `SessionBusy`, `StoreWriteFailed`.
+        """
         from ollama_prompt import locks
 
         # The store may have come as files only, from git or a backup. A full disk must not keep anyone from deleting.
@@ -490,9 +498,11 @@ class Indexer:
         return locks.hold(path, timeout, f"session {name}", name, self.note_waiting)
 
     def note_waiting(self, in_use: str) -> None:
+        """Note what is waited for."""
         self.note(f"{in_use}; waiting for it")
 
     def discard_lock(self, name: str) -> None:
+        """Remove a session's lock file. The caller holds it, and the session has no file."""
         from ollama_prompt import locks
 
         locks.discard(self.layout.lock(name))
@@ -505,7 +515,7 @@ def _is_1x_there() -> bool:
     return bool(foreign.left_by_1x(os.environ))
 
 
-def _stamp_at(path: str) -> tuple[int, int, int, int] | None:
+def _stamp_at(path: str) -> Stamp | None:
     from ollama_prompt.session_file import stamp_at
 
     return stamp_at(path)

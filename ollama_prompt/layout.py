@@ -8,7 +8,8 @@
       search.db                         the index of --search
       history.jsonl                     what was typed in conversations
       sessions-1.x.db                   a database of ollama-prompt 1.x that lay in its place
-      locks/<uuid>.lock, index.lock, index.made (see `index`)
+      locks/<uuid>.lock                 of sessions, and index.lock and others of what is there once
+            index.made, syncing         a second name of the index (see `index`), a note of `sync`
       .gitignore .gitattributes
 
 A session file is found by its name, wherever below `sessions/` people moved it. Symbolic links
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 SUFFIX = ".jsonl"
 BACKUP = ".bak"
-LARGEST = (1 << 63) - 1
-"""The largest number that the index takes of a file: for its size, its times, its inode."""
 _ITSELF = 0
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # Windows has only the last
     _ITSELF |= getattr(os, _flag, 0)
@@ -97,7 +96,7 @@ class Layout:
         return os.path.join(self.attachments, sha256)
 
     def lock(self, name: str) -> str:
-        """The lock file of a session, of the `index`, of the `attachments`, of the `history`…"""
+        """The lock file of a session, or of what the store has once: "index", "attachments" …"""
         return os.path.join(self.locks, name + ".lock")
 
     def locked(self) -> set[str]:

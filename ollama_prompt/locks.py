@@ -1,10 +1,9 @@
 """Locks between processes: filelock, in one place.
 
-One lock a session, held for a whole turn; one for changes of many rows of the index, and one for pictures that
-come and go, both held for a moment. The kernel
-frees a lock with the process that held it, however that ended. A lock file is removed only together
-with its session, while it is held: filelock gives a waiter that gets a removed file's lock no lock,
-but lets it try again on the name.
+One lock a session, held for a whole turn; a few for what the store has once, such as the index; one an archive, held
+while it is written. The kernel frees a lock with the process that held it, however that ended. A lock file is removed
+only while it is held, together with its session, or when an archive is written: filelock gives a waiter that gets a
+removed file's lock no lock, but lets it try again on the name.
 """
 
 from __future__ import annotations
@@ -24,20 +23,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 POLL_SECONDS = 0.05
+"""How often a waiter tries again."""
 
 
 @contextmanager
 def hold(
     path: str,
     timeout: float,
-    what: str = "the index",
+    what: str,
     session_id: str | None = None,
     waiting: Callable[[str], None] | None = None,
     hint: str = "--lock-timeout waits longer",
 ) -> Iterator[None]:
-    """Hold the lock on this file, of `what`: "the index", or "session …". Waits up to `timeout` seconds.
+    """Hold the lock on this file, which is that of `what`: "the index", "session …". Waits up to `timeout` seconds.
 
-    `waiting` is told once why, if it must. Raises `SessionBusy` when the time is over, `StoreWriteFailed` when the
+    `waiting` is told once why, if it must wait. Raises `SessionBusy` when the time is over, `StoreWriteFailed` when the
     lock file cannot be had.
     """
     lock = FileLock(path, mode=0o600, poll_interval=POLL_SECONDS)

@@ -20,9 +20,10 @@ import zlib
 from contextlib import contextmanager, suppress
 
 from ollama_prompt import records
-from ollama_prompt.layout import LARGEST, open_own
+from ollama_prompt.layout import open_own
 from ollama_prompt.records import DamagedLine
 from ollama_prompt.summary import NeedsWholeFile, Summary
+from ollama_prompt.text import LARGEST_INTEGER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
     Some network file systems have inodes of 64 bits, and `touch` sets times of any century.
     """
-    size, inode = status.st_size, status.st_ino & LARGEST
-    return size, min(status.st_mtime_ns, LARGEST), min(status.st_ctime_ns, LARGEST), inode
+    mtime, ctime = (min(time, LARGEST_INTEGER) for time in (status.st_mtime_ns, status.st_ctime_ns))
+    return status.st_size, mtime, ctime, status.st_ino & LARGEST_INTEGER
 
 
 def stamp_at(path: str) -> Stamp | None:

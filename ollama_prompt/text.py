@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 LONGEST = 100_000_000
 """Bytes of the longest text that is taken from a pipe or a file; no model reads as much, and a device has no end."""
 LARGEST_INTEGER = 2**63 - 1
+"""SQLite and Ollama take no larger one."""
 DEEPEST = 100
 
 

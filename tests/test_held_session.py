@@ -131,7 +131,7 @@ def test_a_purge_that_takes_the_new_lock_for_a_dead_one_is_waited_for(
 ) -> None:
     indexer.layout.make()
     with indexer.new() as held, ExitStack() as stack:
-        stack.enter_context(locks.hold(indexer.layout.lock(held.session_id), 0))
+        stack.enter_context(locks.hold(indexer.layout.lock(held.session_id), 0, "session"))
         monkeypatch.setattr(time, "sleep", lambda _: stack.close())
         held.begin(prompt("One"), SETTINGS)
     assert said(stores.the_file(home)) == ["One"]

@@ -165,7 +165,7 @@ OWNERS = {
     "prompt_toolkit": {"editor"},
     "subprocess": {"ollama", "git", "terminal"},
     "rich": {"terminal", "progress"},
-    "socket": {"ollama", "loopback"},
+    "socket": {"ollama"},
     "signal": {"interrupts"},
     "asyncio": set(),
     "anyio": set(),

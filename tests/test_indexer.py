@@ -483,7 +483,7 @@ def test_a_purge_of_zero_days_removes_all(indexer: Indexer, home: Path) -> None:
 def test_a_purge_leaves_a_session_in_use_alone_and_names_it(indexer: Indexer, home: Path, dry_run: bool) -> None:
     held, free = used(home, 1, 31), used(home, 2, 32)
     indexer.layout.make()
-    with locks.hold(str(lock_of(home, held)), 0):
+    with locks.hold(str(lock_of(home, held)), 0, "session"):
         assert indexer.purge(30, dry_run) == (ids(free), ids(held))
         assert held.exists()
         assert lock_of(home, held).exists()
@@ -527,7 +527,7 @@ def test_the_last_use_is_read_again_under_the_lock(
     real = Layout.find
 
     def find(layout: Layout, session_id: str, known: list[str], folders: list[str]) -> list[str]:
-        with pytest.raises(SessionBusy), locks.hold(str(lock_of(home, path)), 0):
+        with pytest.raises(SessionBusy), locks.hold(str(lock_of(home, path)), 0, "session"):
             pass
         use(path, 0)
         return real(layout, session_id, known, folders=folders)
