@@ -49,9 +49,15 @@ def texts(layout: Layout, lock: Lock) -> list[str]:
 
 
 def forget(layout: Layout, lock: Lock, session_ids: Container[str]) -> None:
-    """Drop what was typed in these sessions. Raises `StoreWriteFailed`, `SessionBusy`."""
+    """Drop what was typed in these sessions, and what a killed process left of writing it.
+
+    Raises `StoreWriteFailed`, `SessionBusy`.
+    """
+    _, unfinished = layout.history_files()
     try:
         with lock():
+            with suppress(OSError):
+                os.unlink(unfinished)
             found = _read(layout)
             if any(session_id in session_ids for session_id, _ in found):
                 _write(layout, [entry for entry in found if entry[0] not in session_ids])
@@ -83,8 +89,8 @@ def _read(layout: Layout) -> list[tuple[str, str]]:
 
 def _write(layout: Layout, entries: list[tuple[str, str]]) -> None:
     """Put a file with these in the place of the old one."""
-    unfinished = layout.history + ".tmp"
+    path, unfinished = layout.history_files()
     lines = [_line(session_id, text) for session_id, text in entries]
     with open(open_new(unfinished), "w", encoding="utf-8", newline="\n") as file:
         file.writelines(lines)
-    os.replace(unfinished, layout.history)
+    os.replace(unfinished, path)

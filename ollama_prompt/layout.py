@@ -186,6 +186,10 @@ class Layout:
         os.rename(self.index, aside)
         return aside
 
+    def history_files(self) -> list[str]:
+        """What was typed, and a new one that is being written."""
+        return [self.history, self.history + ".tmp"]
+
     def search_files(self) -> list[str]:
         """The index of --search, the one that is being made, and what SQLite may leave beside them."""
         ends = ("", "-journal", "-wal", "-shm", ".tmp", ".tmp-journal")

@@ -170,7 +170,7 @@ def _forget(indexer: Indexer, removed: list[str], known: set[str]) -> None:
 
 def _forget_text(indexer: Indexer, session_ids: list[str]) -> None:
     """Remove what is elsewhere in the store of the text of these sessions."""
-    if os.path.exists(indexer.layout.history):
+    if any(map(os.path.lexists, indexer.layout.history_files())):
         from ollama_prompt import history
 
         history.forget(indexer.layout, indexer.lock_history, set(session_ids))

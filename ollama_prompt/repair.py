@@ -378,7 +378,7 @@ def tighten(layout: Layout, index: Iterable[str]) -> list[dict[str, Any]]:
     done = [_tighten(layout.home, others=0)]
     if _is_ours_alone(layout):
         done.append(_tighten(layout.home))
-    done += map(_tighten, filter(os.path.isfile, (*index, layout.history, *layout.search_files())))
+    done += map(_tighten, filter(os.path.isfile, (*index, *layout.history_files(), *layout.search_files())))
     for folder in (layout.sessions, layout.attachments, layout.locks):
         if not os.path.islink(folder):  # what lies behind one is not the store's
             done += [_tighten(folder), *map(_tighten, _below(folder))]

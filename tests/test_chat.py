@@ -22,7 +22,7 @@ from standin import StandIn
 from stores import TRACES, fail, files, new_id, records, said, succeed, the_file
 
 from ollama_prompt import chat, config, editor, flags, history
-from ollama_prompt.errors import UsageError
+from ollama_prompt.errors import SessionNotFound, UsageError
 from ollama_prompt.indexer import Indexer
 from ollama_prompt.layout import GITIGNORE, Layout
 
@@ -820,6 +820,15 @@ def test_what_was_typed_goes_with_its_session(store: Indexer) -> None:
     assert store.typed() == ["Größe\nzwei", ""]
     assert [name for name in os.listdir(store.layout.home) if "history" in name] == ["history.jsonl"]
     assert b"walrus" not in Path(store.layout.history).read_bytes()
+
+
+def test_what_a_killed_writer_left_goes_with_the_session(store: Indexer) -> None:
+    """Also where the whole file was deleted since."""
+    left = Path(f"{store.layout.history}.tmp")
+    left.write_text(json.dumps({"session_id": ONE, "text": "walrus"}), encoding="utf-8")
+    with pytest.raises(SessionNotFound):
+        store.delete(ONE)
+    assert not left.exists()
 
 
 DAMAGED = b"""{"session_id":"x"
