@@ -243,7 +243,7 @@ class Indexer:
         """Add to a file, relative to the store, the lines of `data` that it has lost. The caller holds the session."""
         from ollama_prompt import session_file
 
-        absolute = os.path.join(self.layout.home, *path.split("/"))
+        absolute = self._in_store(path)
         try:
             if not os.path.exists(absolute):
                 self.layout.make(os.path.dirname(absolute))
@@ -255,6 +255,23 @@ class Indexer:
                 session_file.append(absolute, b"".join(missing))
         except OSError as error:
             raise cannot_write(error) from error
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put a file with these bytes in the place of one, relative to the store, whole or not at all.
+
+        The caller holds the session. Raises `StoreWriteFailed`.
+        """
+        from ollama_prompt import session_file
+
+        absolute = self._in_store(path)
+        try:
+            self.layout.make(os.path.dirname(absolute))
+            session_file.replace(absolute, data)
+        except OSError as error:
+            raise cannot_write(error) from error
+
+    def _in_store(self, path: str) -> str:
+        return os.path.join(self.layout.home, *path.split("/"))
 
     # --- For an archive ------------------------------------------------------------------------
 

@@ -77,13 +77,13 @@ def create(path: str, data: bytes) -> Stamp:
     return stamp_of(os.stat(path))
 
 
-def replace(path: str, data: bytes, expected: Stamp) -> bool:
-    """Put a new file in the place of one, whole and durable, if that still has this stamp; else False.
+def replace(path: str, data: bytes, expected: Stamp | None = None) -> bool:
+    """Put a new file in the place of one, whole and durable; False if that has another stamp than `expected`.
 
     Raises OSError, with the file as it was before.
     """
     with _written(path, data) as temporary:
-        if stamp_at(path) != expected:
+        if expected and stamp_at(path) != expected:
             return False
         os.replace(temporary, path)
     sync_folder(os.path.dirname(path))

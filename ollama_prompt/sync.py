@@ -31,9 +31,9 @@ from functools import partial
 from hashlib import sha256
 
 from ollama_prompt import clock, interrupts
-from ollama_prompt.errors import GitFailed, UsageError
+from ollama_prompt.errors import GitFailed, StoreError, UsageError
 from ollama_prompt.git import Git, failure
-from ollama_prompt.layout import cannot_write, open_new, open_own
+from ollama_prompt.layout import cannot_write, open_own
 from ollama_prompt.readable import textconv_command
 from ollama_prompt.records import is_conflict_marker
 
@@ -480,7 +480,7 @@ class _Repository:
             for path, found in stages.items():
                 self._resolve(path, found)
             self.git.run("commit", "--quiet", "--message", _MERGED)
-        except (GitFailed, OSError):
+        except (GitFailed, StoreError, OSError):
             if since:
                 self.git.run("add", "--", *(f":(literal){path}" for path in since))  # else nothing could be undone
             self.git.run("merge", "--abort")
@@ -493,8 +493,7 @@ class _Repository:
         """The lines of the sessions that a merge changed, and that were continued after git was killed in it."""
         merged = set(self.git.paths("diff", "--cached", *_NAMES, "HEAD", "--", "sessions"))
         ahead = self.git.paths("diff", "--diff-filter=d", *_NAMES, "--", "sessions")
-        home = self._indexer.layout.home
-        return {path: self._added_since(os.path.join(home, path)) for path in ahead if path in merged}
+        return {path: self._added_since(path) for path in ahead if path in merged}
 
     def _resolve(self, path: str, stages: set[str]) -> None:
         """Settle one file: both sides of a session (a NUL byte keeps git from it), the sound one of two pictures."""
@@ -504,33 +503,20 @@ class _Repository:
         if {"2", "3"} <= stages:
             # As in the work tree: what lies in the repository may be encrypted.
             sides = [self.git.content("cat-file", "--filters", f":{stage}:{path}") for stage in "23"]
-            place = os.path.join(self._indexer.layout.home, path.removeprefix(self._prefix))
+            place = path.removeprefix(self._prefix)
             if name.endswith(".jsonl"):
                 content = _union(*sides, self._added_since(place))
             elif sound := [data for data in sides if sha256(data).hexdigest() == name]:
                 content = sound[0]
             else:
                 raise GitFailed(f"git cannot merge {path} by itself", hint="git pull, and merge it by hand")
-            self._replace(place, content)
+            self._indexer.replace(place, content)
         self.git.run("add", "--", f":/{path}")
 
-    def _replace(self, place: str, content: bytes) -> None:
-        """Whole or not at all. Raises OSError."""
-        unfinished = f"{place}.tmp"
-        self._indexer.layout.make(os.path.dirname(place))
+    def _added_since(self, path: str) -> bytes:
+        """The whole lines of a file, relative to the store: turns may have been taken since git was killed."""
         try:
-            with open(open_new(unfinished), "wb") as file:
-                file.write(content)
-                os.fsync(file.fileno())
-            os.replace(unfinished, place)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(unfinished)
-
-    def _added_since(self, place: str) -> bytes:
-        """The whole lines of a file in the work tree: turns may have been taken since git was killed."""
-        try:
-            with open(open_own(place, os.O_RDONLY), "rb") as file:
+            with open(open_own(os.path.join(self._indexer.layout.home, path), os.O_RDONLY), "rb") as file:
                 lines = file.read().split(b"\n")[:-1]
         except FileNotFoundError:
             return b""
