@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 
 settings.register_profile("ours", deadline=None, max_examples=60, print_blob=True)
 settings.load_profile("ours")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # In the background of a shell it is ignored, here and in all that is started here: tests that send it would wait
+    # for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KEPT = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "LANG", "LC_ALL", "COVERAGE_PROCESS_START", "PYTHONPATH")
 
