@@ -16,8 +16,18 @@ from stat import S_ISDIR, S_ISREG
 
 from ollama_prompt import clock
 from ollama_prompt.errors import SessionBusy, StoreError, StoreUnreadable, StoreWriteFailed
-from ollama_prompt.index import BUSY_SECONDS, YOUNG, Index, IndexUnusable, Row, can_keep, is_young, packed, read_time_ns
-from ollama_prompt.layout import SUFFIX, Layout
+from ollama_prompt.index import (
+    BUSY_SECONDS,
+    YOUNG,
+    Index,
+    IndexUnusable,
+    Row,
+    can_keep,
+    is_young,
+    packed,
+    read_time_ns,
+)
+from ollama_prompt.layout import SUFFIX, Layout, open_own
 from ollama_prompt.text import LARGEST_INTEGER
 
 TYPE_CHECKING = False
@@ -35,6 +45,10 @@ if TYPE_CHECKING:
 FOREIGN_HINT = "move it away, or let OLLAMA_PROMPT_DB_PATH name another place for the index"
 UNREADABLE_HINT = "give yourself permission, or let OLLAMA_PROMPT_DB_PATH name another place for the index"
 _NAME_LENGTH = 36 + len(SUFFIX)
+MAKINGS = 3
+"""How often to begin again with an index that others throw away meanwhile."""
+MOST_COMPARED = 1 << 20
+"""Bytes of young files that a listing compares; more are read, and their rows written anew."""
 
 
 class Catalogue:
@@ -68,7 +82,7 @@ class Catalogue:
             lines = self.index.lines(self._folder, limit)  # other processes may have written more since
             return lines, len(lines) if limit is None else len(stamps)
 
-        rows = self._from_index_or_rows(read)
+        rows = self._from_index_or_rows(read, stay_young=True)
         if isinstance(rows, tuple):
             return rows
         rows = _one_each(rows)
@@ -79,10 +93,10 @@ class Catalogue:
         rows = self._from_index_or_rows(lambda stamps: None if _has_copies(stamps) else stamps)
         return rows if isinstance(rows, dict) else {row.path: row.stamp_or_young for row in _one_each(rows)}
 
-    def _from_index_or_rows(self, read: Callable[[Stamps], T | None]) -> T | list[Row]:
+    def _from_index_or_rows(self, read: Callable[[Stamps], T | None], stay_young: bool = False) -> T | list[Row]:
         """What is read of the index, once it agrees with the files; where that is None, the row of every file."""
         try:
-            found = self._agreed(read)
+            found = self._agreed(read, stay_young)
             return self._agreed(lambda _: self.index.rows()) if found is None else found
         except IndexUnusable as error:
             return self._in_memory(error)
@@ -167,7 +181,7 @@ class Catalogue:
         try:
             known, lines = self.index.stamps(), self.index.lines(self._folder)
         except IndexUnusable as error:
-            return "stale" if state == "old" or error.state == "busy" else error.state
+            return "stale" if state == "old" or error.state in {"busy", "remade"} else error.state
         fresh = {row.path: row for row in rows if can_keep(row.path)}
         are_listed = sorted(lines) == sorted(row.line(self._folder) for row in fresh.values())
         # That the file was read young makes no row wrong.
@@ -307,17 +321,22 @@ class Catalogue:
 
     # --- Refreshing ----------------------------------------------------------------------------
 
-    def _agreed(self, read: Callable[[Stamps], T]) -> T:
-        """What is read of the index, once it agrees with the files. Raises `IndexUnusable` if it cannot be made to."""
-        try:
-            return read(self._refreshed())
-        except IndexUnusable as error:
-            if error.state != "corrupt":
-                raise
-        self._change_locked(self._rebuild)
-        return read(self.index.stamps())
+    def _agreed(self, read: Callable[[Stamps], T], stay_young: bool = False) -> T:
+        """What is read of the index, once it agrees with the files. Raises `IndexUnusable` if it cannot be made to.
 
-    def _refreshed(self) -> Stamps:
+        With `stay_young` it is left as it is where nothing but young rows must be looked at, and they are right.
+        """
+        for _ in range(MAKINGS):
+            try:
+                return read(self._refreshed(stay_young))
+            except IndexUnusable as error:
+                if error.state not in {"corrupt", "remade"}:
+                    raise
+                if error.state == "corrupt":
+                    self._change_locked(self._rebuild)
+        raise IndexUnusable("busy")
+
+    def _refreshed(self, stay_young: bool) -> Stamps:
         """`Index.stamps`, of the files as they are. Raises `IndexUnusable`."""
         try:
             known = self.index.stamps()
@@ -326,11 +345,32 @@ class Catalogue:
             if error.state != "missing" or not self.files():
                 raise
             self._change_locked(self._rebuild)
-            return self.index.stamps()
-        if not any(self.differences(known)):
+            return self.index.stamps(again=True)
+        stale, gone = self.differences(known)
+        if not stale and not gone:
+            return known
+        if stay_young and not gone and all(known.get(path) == YOUNG for path in stale) and self._are_as_read(stale):
             return known
         self._change_locked(self._refresh)
-        return self.index.stamps()
+        return self.index.stamps(again=True)
+
+    def _are_as_read(self, paths: list[str]) -> bool:
+        """Whether these young files have the very bytes that were read, as far as that is told in no time.
+
+        It spares the listing that follows a turn the lock, and what reading a session takes.
+        """
+        contents = self.index.contents(paths)
+        size = sum(size for size, _, _ in contents)
+        return len(contents) == len(paths) and size <= MOST_COMPARED and all(map(self._is_as_read, paths, contents))
+
+    def _is_as_read(self, path: str, content: tuple[int, bytes, int]) -> bool:
+        import zlib
+
+        try:
+            with open(open_own(self.layout.absolute(path), os.O_RDONLY), "rb") as file:
+                return (_packed(os.fstat(file.fileno())), zlib.crc32(file.read())) == content[1:]
+        except OSError:
+            return False
 
     def _change_locked(self, change: Callable[[], None]) -> None:
         try:
@@ -364,7 +404,7 @@ class Catalogue:
         self.warn(unusable)
         known: dict[str, Row] = {}
         with suppress(IndexUnusable):
-            known = {row.path: row for row in self.index.rows(wait=False)}
+            known = {row.path: row for row in self.index.rows_at_once()}
         stale, gone = self.differences({path: row.stamp_or_young for path, row in known.items()})
         wrong = {*stale, *gone}
         return [*(row for path, row in known.items() if path not in wrong), *self._read_files(stale, known)]
@@ -383,6 +423,13 @@ def _one_each(rows: list[Row]) -> list[Row]:
 def _has_copies(stamps: Stamps) -> bool:
     """Whether a session lies in several files."""
     return len({path[-_NAME_LENGTH:] for path in stamps}) < len(stamps)
+
+
+def _packed(status: os.stat_result) -> bytes:
+    try:
+        return packed(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & LARGEST_INTEGER)
+    except struct.error:  # a time of another century
+        return _packed_with_limits(status)
 
 
 def _packed_with_limits(status: os.stat_result) -> bytes:

@@ -3,14 +3,16 @@
 An index only, safe to throw away: each row is what reading one file gave, with the file's stamp from
 that moment. A row is right exactly as long as the file still has that stamp. One caveat, known from
 version control as racy timestamps: a file that changes twice within one tick of the file system's clock
-can keep its stamp, so a row that was read within a tick of the file's last change is `young`, and read
-once more later.
+can keep its stamp, so a row that was read within a tick of the file's last change is `young`: later the file
+is compared with it, or read once more.
 
 Rules:
 - The file is ours if it carries our `application_id`, and nobody's conversations. One that is not ours is never
   written to, whatever it is. Bytes that are no database at all are ours only if they lie in the very file that we
   made: `made` is a second name of it, a hard link, which keeps its inode from being given to another file.
 - Ours, but of another schema or corrupt: thrown away and built again, under the index lock.
+- One that was made anew while we read it, after somebody threw it away, may lack rows yet: each making has an id, and
+  what must fit the stamps that were read comes of the same making.
 - Everything that SQLite can raise becomes `IndexUnusable` here, and only here.
 - No WAL: the store may lie on a network drive.
 - No fsync: what a power failure spoils is built again, and a hundred processes that each wait for the disk
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     """Path below `sessions`, with / → the file's stamp as bytes; `YOUNG` if it is to be read again."""
 
 APPLICATION_ID = 0x6F6C7072  # "olpr"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FIRST_PAGE = 4096
 """Bytes at the beginning of a database where its tables are named."""
 TABLE_OF_1X = b"CREATE TABLE sessions"
@@ -55,6 +57,8 @@ packed = struct.Struct("<4q").pack
 """A stamp as bytes: one value of SQLite's instead of four, as each costs in a listing, and one comparison."""
 YOUNG = b""
 _unpacked = struct.Struct("<4q").unpack
+NO_CRC = -1
+"""In place of the CRC-32 of a file that was not read to its last byte."""
 
 _SCHEMA = f"""
 CREATE TABLE files (
@@ -66,21 +70,24 @@ CREATE TABLE files (
 CREATE INDEX by_path ON files (path, stamp, young);
 CREATE INDEX by_session ON files (session_id);
 CREATE TABLE readings (path TEXT PRIMARY KEY, saved TEXT) WITHOUT ROWID;
+CREATE TABLE making (id BLOB);
+INSERT INTO making VALUES (randomblob(16));
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 """`files` is kept in the order in which it is listed, so that listing is one scan without sorting, and without what
-only a later reading needs. Stamps are read from `by_path` alone."""
+only a later reading needs. Stamps are read from `by_path` alone. `young` is NULL, or the CRC-32 of the file as read."""
 
 _LINES = """
 SELECT CAST(listed || ? || path_json || '"}' AS BLOB) FROM files ORDER BY last_used DESC, last_id DESC LIMIT ?
 """
-_STAMPS = "SELECT path, CASE WHEN young THEN x'' ELSE stamp END FROM files"
+_STAMPS = "SELECT path, CASE WHEN young IS NULL THEN stamp ELSE x'' END FROM files"
+_CONTENT = "SELECT stamp, young FROM files WHERE path = ?"
 _ROWS = "SELECT files.*, saved FROM files LEFT JOIN readings USING (path)"
 
 
 class IndexUnusable(Exception):
-    """The index cannot be used now: "missing", "foreign", "unreadable", "corrupt" or "busy"."""
+    """The index cannot be used now: "missing", "foreign", "unreadable", "corrupt", "busy" or "remade"."""
 
     def __init__(self, state: str) -> None:
         super().__init__(state)
@@ -139,9 +146,15 @@ class Row:
     def values(self) -> tuple[Any, ...]:
         """As the table `files` takes it."""
         return (
-            self.last_used, self.last_id, self.path, self.session_id, packed(*self.stamp), int(self.young),
+            self.last_used, self.last_id, self.path, self.session_id, packed(*self.stamp), self._crc_if_young(),
             self.record_count, self.listed, path_json(self.path),
         )  # fmt: skip
+
+    def _crc_if_young(self) -> int | None:
+        if not self.young:
+            return None
+        crc: int = self.saved["crc"]
+        return crc if self.saved["end"] == self.stamp[0] else NO_CRC
 
 
 def path_json(path: str) -> str:
@@ -176,6 +189,8 @@ class Index:
         self.path = path
         self.made = made
         self._is_busy = False
+        self._making: bytes | None = None
+        """The making of the index whose stamps were read, or which we made."""
 
     def state(self) -> str:
         """What lies at the path: "ok", "old", "missing", "corrupt", "foreign" or "unreadable". Opens no database."""
@@ -196,34 +211,48 @@ class Index:
             return "foreign"
         return "ok" if int.from_bytes(head[60:64], "big") == SCHEMA_VERSION else "old"
 
-    def stamps(self) -> Stamps:
-        """All files, in no order. Raises `IndexUnusable`."""
+    def stamps(self, again: bool = False) -> Stamps:
+        """All files, in no order; `again` of the same making. Raises `IndexUnusable`."""
         with self._reading() as database:
+            if again:
+                self._must_be_same(database)
+            self._making = _making_of(database)
             stamps = dict(database.execute(_STAMPS).fetchall())
             if None in stamps:
                 raise ValueError("a path in a page that was cut")
             return stamps
 
+    def contents(self, paths: Iterable[str]) -> list[tuple[int, bytes, int]]:
+        """(Size, stamp, CRC-32 or `NO_CRC`) of each of these files that is young. Raises `IndexUnusable`."""
+        with self._reading() as database:
+            found = [database.execute(_CONTENT, (path,)).fetchone() for path in paths]
+            return [(_unpacked(stamp)[0], stamp, crc) for stamp, crc in filter(None, found) if crc is not None]
+
     def lines(self, folder: str, limit: int | None = None) -> list[bytes]:
-        """All rows, or the first, as they are listed, newest use first; `folder` goes before the paths.
+        """All rows, or the first, as they are listed, newest use first; `folder` goes before the paths. As `rows`.
 
         Raises `IndexUnusable`.
         """
-        with self._reading() as database:
+        with self._reading_same() as database:
             found = database.execute(_LINES, (path_json(folder), -1 if limit is None else limit))
             lines = [line for (line,) in found]
             if None in lines:
                 raise ValueError("a line in a page that was cut")
             return lines
 
-    def rows(self, wait: bool = True) -> list[Row]:
-        """All rows; with `wait` False only if they can be had at once. Raises `IndexUnusable`."""
-        with self._reading(wait) as database:
+    def rows(self) -> list[Row]:
+        """All rows, of the making whose stamps were read, if any were. Raises `IndexUnusable`."""
+        with self._reading_same() as database:
+            return [_row(values) for values in database.execute(_ROWS)]
+
+    def rows_at_once(self) -> list[Row]:
+        """All rows there are now, if nobody must be waited for. Raises `IndexUnusable`."""
+        with self._reading(wait=False) as database:
             return [_row(values) for values in database.execute(_ROWS)]
 
     def unused_since(self, time: str) -> list[Row]:
-        """The rows of files that were last used before then. Raises `IndexUnusable`."""
-        with self._reading() as database:
+        """The rows of files that were last used before then. As `rows`. Raises `IndexUnusable`."""
+        with self._reading_same() as database:
             return [_row(values) for values in database.execute(f"{_ROWS} WHERE last_used < ?", (time,))]
 
     def find(self, session_id: str) -> list[Row]:
@@ -261,6 +290,7 @@ class Index:
         """
         stamps = {path: packed(*row.stamp) for path, row in seen.items()}
         with self._writing() as database:
+            self._must_be_same(database)
             new = [row for row in put if can_keep(row.path)]
             kept = [row for row in new if _stamp_now(database, row.path) == stamps.get(row.path)]
             gone = filter(can_keep, gone)
@@ -282,10 +312,11 @@ class Index:
 
     def _replace_rows(self, rows: list[Row]) -> None:
         with self._writing() as database:
-            for table in ("files", "readings"):  # made anew: with our mark, they may be of another shape
+            for table in ("files", "readings", "making"):  # made anew: with our mark, they may be of another shape
                 database.execute(f"DROP TABLE IF EXISTS {table}")
             _make_tables(database)
             _insert(database, rows)
+            self._making = _making_of(database)
 
     def discard(self) -> None:
         """Remove our own database, with the journal, which belongs to that content only."""
@@ -299,6 +330,16 @@ class Index:
             raise IndexUnusable("corrupt" if state == "old" else state)
         with self._connected(wait) as database:
             yield database
+
+    @contextmanager
+    def _reading_same(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as database:
+            self._must_be_same(database)
+            yield database
+
+    def _must_be_same(self, database: sqlite3.Connection) -> None:
+        if self._making not in {None, _making_of(database)}:
+            raise IndexUnusable("remade")
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -368,7 +409,7 @@ class Index:
 def _row(values: tuple[Any, ...]) -> Row:
     import json
 
-    row = Row(values[2], values[3], _unpacked(values[4]), bool(values[5]))
+    row = Row(values[2], values[3], _unpacked(values[4]), values[5] is not None)
     if not _is_inside(row.path, row.session_id):  # an index that came from elsewhere must not lead out of the store
         raise ValueError("no path of this session")
     row.last_used, row.last_id, row.record_count, row.listed = *values[:2], *values[6:8]
@@ -390,6 +431,13 @@ def _saved_keys() -> set[str]:
     from ollama_prompt.summary import SAVED  # not for the listing, which takes no rows
 
     return {*SAVED, "end", "crc"}
+
+
+def _making_of(database: sqlite3.Connection) -> bytes:
+    ((making,),) = database.execute("SELECT id FROM making")
+    if not isinstance(making, bytes):
+        raise ValueError("no id of a making")
+    return making
 
 
 def _make_tables(database: sqlite3.Connection) -> None:
@@ -433,7 +481,7 @@ def _translated() -> Iterator[None]:
     except sqlite3.OperationalError as error:
         busy = ("locked", "busy", "readonly", "unable to open", "full", "I/O", "authorized", "read-only")
         raise IndexUnusable("busy" if any(word in str(error) for word in busy) else "corrupt") from error
-    except (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (sqlite3.Error, struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
         raise IndexUnusable("corrupt") from error
     except OSError as error:
         raise IndexUnusable("busy") from error

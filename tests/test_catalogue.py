@@ -368,14 +368,52 @@ def test_a_young_row_is_read_again_once(home: Path, monkeypatch: pytest.MonkeyPa
     ctime = path.stat().st_ctime_ns
     monkeypatch.setattr(catalogue_module, "read_time_ns", lambda: ctime)
     for _ in range(2):
-        store.listing()
+        store.catalogue.stamps()
         assert reads.take().keys() == {path.name}
     at(monkeypatch, HOUR_NS)
-    store.listing()
+    store.catalogue.stamps()
     assert reads.take() == {path.name: 0}, "nothing new in it"
-    store.listing()
+    store.catalogue.stamps()
     assert reads.take() == {}
     store.assert_agrees()
+
+
+@pytest.fixture
+def young(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A session whose row is young, and will stay so for an hour."""
+    (path,) = lay(home, 1)
+    monkeypatch.setattr(catalogue_module, "read_time_ns", lambda: path.stat().st_ctime_ns)
+    Store(home).listing()
+    return path
+
+
+def test_a_listing_compares_young_files_and_takes_no_lock(home: Path, young: Path, reads: Reads) -> None:
+    """The listing right after a turn need not read what that has just written."""
+    store = Store(home)
+    before = tree(home)
+    assert store.titles() == ["Title 1"]
+    assert (store.locks, reads.take(), tree(home)) == ([], {}, before)
+
+
+@pytest.mark.parametrize(("limit", "locks"), [(0, 1), (10**6, 0)])
+def test_large_young_files_are_read(
+    home: Path, young: Path, monkeypatch: pytest.MonkeyPatch, limit: int, locks: int
+) -> None:
+    monkeypatch.setattr(catalogue_module, "MOST_COMPARED", limit)
+    store = Store(home)
+    assert store.titles() == ["Title 1"]
+    assert len(store.locks) == locks
+
+
+def test_a_young_file_that_was_not_whole_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last line may have been finished since, within the same tick and at the same size."""
+    path = make(home, 1, session(1) + line(message(50, "user", "Title 50"))[:-1] + b" ")
+    monkeypatch.setattr(catalogue_module, "read_time_ns", lambda: path.stat().st_ctime_ns)
+    store = Store(home)
+    assert store.listing()[0]["message_count"] == 1
+    path.write_bytes(path.read_bytes()[:-1] + b"\n")
+    forge(home, path)
+    assert store.listing()[0]["message_count"] == 2
 
 
 def test_the_time_of_reading_is_taken_before_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +430,7 @@ def test_the_time_of_reading_is_taken_before_it(home: Path, monkeypatch: pytest.
     monkeypatch.setattr(session_file, "read", slow_read)
     monkeypatch.setattr(catalogue_module, "read_time_ns", lambda: now[0])
     store.listing()
-    assert sql(home, "SELECT young FROM files") == [(1,)]
+    assert [row.young for row in store.catalogue.index.rows()] == [True]
 
 
 # --- Where files are found -------------------------------------------------------------------------
@@ -710,6 +748,56 @@ def test_a_turn_that_ends_while_its_file_is_read_keeps_its_row(
     monkeypatch.setattr(session_file, "read", read)
     assert store.listing()[0]["message_count"] == 3
     assert sql(home, "SELECT stamp FROM files") == [(index_module.packed(*session_file.stamp_of(path.stat())),)]
+
+
+def make_anew(home: Path, path: Path) -> None:
+    """Throw the index away, as anybody may; and a turn on another session makes it, with its own row only."""
+    (home / "sessions.db").unlink()
+    other = Store(home).catalogue
+    other.index.put(index_module.Row.of(f"2026-09/{path.name}", session_file.read(str(path), path.stem), young=False))
+
+
+@pytest.mark.parametrize("when", ["stamps", "lines", "rows", "unused_since", "change"])
+def test_an_index_that_is_made_anew_meanwhile_hides_no_session(
+    store: Store, home: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    path, other = lay(home, 1, 2)
+    store.listing()
+    if when in {"change", "stamps"}:
+        add(other, line(message(50, "user", "More")))
+    index = store.catalogue.index
+    real = getattr(index, when)
+
+    def act(*arguments: Any, **more: Any) -> Any:
+        if when != "stamps" or more:  # after the change
+            monkeypatch.setattr(index, when, real)
+            make_anew(home, path)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(index, when, act)
+    if when in {"rows", "unused_since"}:
+        rows = store.catalogue.rows() if when == "rows" else store.catalogue.unused_since("2030")[0]
+        assert {row.path for row, _ in rows} == {f"2026-09/{each.name}" for each in (path, other)}
+    else:
+        assert store.titles() == ["Title 2", "Title 1"]
+    assert getattr(index, when) == real, "it was made anew"
+    store.assert_agrees()
+
+
+def test_an_index_that_is_always_made_anew_is_done_without(
+    store: Store, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = lay(home, 1, 2)
+    store.listing()
+    real = store.catalogue.index.lines
+
+    def act(*arguments: Any) -> list[bytes]:
+        make_anew(home, path)
+        return real(*arguments)
+
+    monkeypatch.setattr(store.catalogue.index, "lines", act)
+    assert store.titles() == ["Title 2", "Title 1"]
+    assert store.notes == []
 
 
 # --- Building it again -----------------------------------------------------------------------------

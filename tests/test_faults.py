@@ -869,7 +869,10 @@ RUINS: dict[str, Callable[[Path], object]] = {
     "other schema version": lambda path: overwrite(path, 60, b"\0\0\0\x63"),
     "without tables": lambda path: execute(path, "DROP TABLE readings"),
     "other columns": lambda path: execute(path, "ALTER TABLE files RENAME COLUMN listed TO other"),
-    "nonsense in rows": lambda path: execute(path, "UPDATE readings SET saved = '[1'", "UPDATE files SET young = 0"),
+    "nonsense in rows": lambda path: execute(path, "UPDATE readings SET saved = '[1'", "UPDATE files SET young = NULL"),
+    "stamps that are none": lambda path: execute(path, "UPDATE files SET stamp = x'00', young = NULL"),
+    "young stamps that are none": lambda path: execute(path, "UPDATE files SET stamp = x'00', young = 'young'"),
+    "without the id of its making": lambda path: execute(path, "DELETE FROM making"),
     "rows of nothing": lambda path: execute(path, "UPDATE readings SET saved = '{}'"),
     "a journal of garbage": lambda path: path.with_name("sessions.db-journal").write_bytes(b"ruins" * 2000),
 }

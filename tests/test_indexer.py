@@ -551,7 +551,7 @@ def forge(home: Path, path: Path, is_young: bool) -> None:
     """The row, as if the file had changed within the tick in which it was read."""
     stamp = session_file.stamp_at(str(path))
     assert stamp
-    sql(home / "sessions.db", "UPDATE files SET stamp = ?, young = ?", index.packed(*stamp), is_young)
+    sql(home / "sessions.db", "UPDATE files SET stamp = ?, young = ?", index.packed(*stamp), 0 if is_young else None)
 
 
 @pytest.mark.parametrize("folder", ["mine", "mine/deep"])
