@@ -35,6 +35,7 @@ TRACES = ("Traceback", "Exception ignored", "this is a bug")
 BUSY, GONE, WRITE = "session_busy", "session_not_found", "store_write_failed"
 BROKEN_OFF = ("ollama_error", "incomplete_answer", "timeout")
 """Errors of a turn whose prompt is stored."""
+IGNORED_AT_START = "Exception ignored in: <function _get_module_lock"
 LONG = "word " * 3000
 MINUTE, DAY = 60, 86_400
 WRITERS = {"turn", "retry", "undo"}
@@ -110,8 +111,8 @@ class Worker(threading.Thread):
     def judge(self, kind: str, ended: Ended, env: dict[str, str], session_id: str | None) -> None:
         """A command fails for a reason that there is, says so in JSON, and never with a traceback."""
         told = f"{kind} {session_id or ''} {env or ''} {ended}"
-        if ended.signalled == signal.SIGINT and "KeyboardInterrupt" in ended.stderr and not ended.stdout:
-            return  # while Python itself starts
+        if ended.signalled == signal.SIGINT and is_of_start(ended):
+            return
         self.tally.promise("traces of a bug", [told for trace in TRACES if trace in ended.stderr][:1])
         if ended.returncode == 0 or (ended.signalled and (ended.returncode in {*INTERRUPTED, -9})):
             return
@@ -319,6 +320,11 @@ class Worker(threading.Thread):
         taken = (ledger.items_of(before) - items_in(path, new)).keys()
         unanswered = set() if ids_stay else taken & ledger.unanswered_in(before)
         self.store.ledger.edited(taken - unanswered, unanswered)
+
+
+def is_of_start(ended: Ended) -> bool:
+    """Whether Ctrl-C came while Python itself started: that ends it, unless it was in a place that ignores it."""
+    return "KeyboardInterrupt" in ended.stderr and (not ended.stdout or IGNORED_AT_START in ended.stderr)
 
 
 def items_in(path: Path, data: bytes | None = None) -> Counter[Item]:

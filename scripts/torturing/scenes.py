@@ -194,6 +194,8 @@ class FullScene(Scene):
         super().prepare()
 
     def close(self) -> None:
+        if self.world.tally.broken:  # it stays for a look
+            shutil.copytree(self.folder, self.folder.with_name("full-disk-as-it-was"), symlinks=True)
         subprocess.run(["umount", "--lazy", str(self.folder)], check=False)
 
     @contextmanager

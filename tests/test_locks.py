@@ -1,0 +1,117 @@
+"""Locks between processes: what a lock that is not waited for shares with one that is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING
+
+import filelock
+import pytest
+
+from ollama_prompt import locks
+from ollama_prompt.errors import SessionBusy, StoreWriteFailed
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+TIMEOUTS = (0.0, 0.2)
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows removes no open file, and makes links for few")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "session.lock"
+
+
+def hold(path: Path, timeout: float = 0.0) -> AbstractContextManager[None]:
+    return locks.hold(str(path), timeout, "session one", "one")
+
+
+def take_in_another_process(path: Path, timeout: float) -> str:
+    """What another process says that wants the same lock."""
+    code = f"from ollama_prompt import locks\nwith locks.hold({str(path)!r}, {timeout}, 'it'): print('taken')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("first", TIMEOUTS)
+@pytest.mark.parametrize("second", TIMEOUTS)
+def test_both_kinds_of_lock_keep_each_other_out(path: Path, first: float, second: float) -> None:
+    with hold(path, first):
+        assert take_in_another_process(path, second).endswith("it is in use by another process")
+    assert take_in_another_process(path, second) == "taken"
+
+
+@pytest.mark.parametrize("timeout", TIMEOUTS)
+def test_the_lock_of_another_program_counts(path: Path, timeout: float) -> None:
+    with (
+        filelock.FileLock(path),
+        pytest.raises(SessionBusy, match="session one is in use") as raised,
+        hold(path, timeout),
+    ):
+        pass
+    assert raised.value.session_id == "one"
+
+
+@pytest.mark.parametrize("timeout", TIMEOUTS)
+def test_a_lock_file_is_for_its_owner_alone(path: Path, timeout: float) -> None:
+    before = os.umask(0)
+    try:
+        with hold(path, timeout):
+            assert sys.platform == "win32" or path.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+
+
+@posix
+def test_a_lock_on_a_file_that_was_removed_is_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening the file and locking it: another process may lock the new file of that name."""
+    real = filelock.lock_descriptor
+
+    def late(descriptor: int, *, blocking: bool) -> bool:
+        path.unlink()
+        path.touch()
+        return real(descriptor, blocking=blocking)
+
+    monkeypatch.setattr(locks, "lock_descriptor", late)
+    with pytest.raises(SessionBusy), hold(path):
+        pass
+    monkeypatch.undo()
+    with hold(path):
+        pass
+
+
+@posix
+@pytest.mark.parametrize("timeout", TIMEOUTS)
+def test_no_lock_is_taken_through_a_link(path: Path, timeout: float) -> None:
+    target = path.with_name("target")
+    path.symlink_to(target)
+    with pytest.raises(StoreWriteFailed), hold(path, timeout):
+        pass
+    assert not target.exists()
+
+
+def test_a_file_system_without_locks_gets_what_filelock_has_for_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object, **__: object) -> bool:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(locks, "lock_descriptor", none)
+    with hold(path):
+        assert take_in_another_process(path, 0).endswith("in use by another process")
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_no_lock_is_left_open(path: Path, fails: bool) -> None:
+    with filelock.FileLock(path) if fails else nullcontext():
+        before = os.dup(0)
+        os.close(before)
+        with suppress(SessionBusy), hold(path):
+            pass
+        after = os.dup(0)
+        os.close(after)
+    assert before == after
