@@ -63,6 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 class _Parser(argparse.ArgumentParser):
     arguments: Sequence[str] = ()
+    color: bool
 
     def error(self, message: str) -> NoReturn:
         hint = "ollama-prompt --help shows all flags"
@@ -151,6 +152,7 @@ def make_parser() -> _Parser:
         add_help=False,
         formatter_class=_HelpFormatter,
     )
+    parser.color = False  # from 3.14 on help would have colors, and cost half as much again
     _add_asking(parser.add_argument_group("asking"))
     _add_model(parser.add_argument_group("the model"))
     _add_actions(parser.add_argument_group("actions"))

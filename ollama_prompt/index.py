@@ -27,6 +27,7 @@ import stat
 import struct
 import time
 from contextlib import contextmanager, suppress
+from functools import cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -427,6 +428,7 @@ def _is_inside(path: str, session_id: str) -> bool:
     )
 
 
+@cache
 def _saved_keys() -> set[str]:
     from ollama_prompt.summary import SAVED  # not for the listing, which takes no rows
 

@@ -41,9 +41,10 @@ def lean_imports(host: Host) -> Iterator[None]:
 
     For all other hosts httpcore is kept from importing anyio, and with it asyncio: a client that never
     awaits needs neither. Where somebody has click, httpx would import that, rich and Pygments, for a command
-    of its own. All of these are imported in a `try`, by modules that do without.
+    of its own. shutil, for archives, would import bz2 and lzma. All of these are imported in a `try`, by modules that
+    do without.
     """
-    unneeded = ("click", "ssl") if host.is_plain_loopback else ("click", "anyio", "trio")
+    unneeded = ("bz2", "click", "lzma", *(("ssl",) if host.is_plain_loopback else ("anyio", "trio")))
     hidden = [name for name in unneeded if name not in sys.modules]
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]  # the documented way to make an import fail
