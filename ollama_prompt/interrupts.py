@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
-from _thread import get_ident, start_new_thread
+from _thread import get_ident, interrupt_main, start_new_thread
 from contextlib import contextmanager
 
 from ollama_prompt.errors import Interrupted
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 END, DEFER, RAISE, TELL = range(4)
+AGAIN_SECONDS = 0.02
 PATIENCE = 3
 """The signal at which the process ends, whatever it waits for."""
 ONE_PRESS = 1.0
@@ -81,6 +83,27 @@ def install() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
+    sys.unraisablehook = _forget_no_signal
+
+
+def _forget_no_signal(unraisable: sys.UnraisableHookArgs) -> None:
+    """No exception can leave a finalizer: Python would print this one, and the signal would be forgotten."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+        sys.__unraisablehook__(unraisable)
+        return
+    _State.reaction = RAISE
+    _State.received -= 1
+    number = unraisable.exc_value.signal_number
+    start_thread(lambda: _send_again(number))
+
+
+def _send_again(number: int) -> None:
+    """To the main thread, once it is out of the finalizer."""
+    time.sleep(AGAIN_SECONDS)
+    if hasattr(signal, "pthread_kill") and _State.thread:
+        signal.pthread_kill(_State.thread, number)  # wakes who waits for the network
+    else:
+        interrupt_main(signal.Signals(number))
 
 
 def _count() -> None:

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -390,6 +391,35 @@ def test_the_third_signal_ends_the_process_wherever_it_is(now: Callable[..., Non
     with interrupts.deferred(), pytest.raises(SystemExit) as caught:
         now(signal.SIGTERM, signal.SIGTERM, signal.SIGINT)
     assert caught.value.code == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_finalizer_is_not_forgotten(
+    now: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    """Python prints what is raised in one, and goes on."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            now(number)
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def wait() -> None:
+        with interrupts.heard():
+            Finalized()
+            time.sleep(20)
+
+    interrupts.install()
+    try:
+        with interrupts.deferred(), pytest.raises(Interrupted) as caught:
+            wait()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert (caught.value.signal_number, capfd.readouterr().err) == (number, "")
+    assert interrupts._State.received == 1
 
 
 @pytest.mark.parametrize("ignored", [False, True])
