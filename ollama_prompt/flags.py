@@ -344,6 +344,8 @@ def _unwanted(action: str | None) -> tuple[str, ...]:
     """The flags that contradict this action."""
     if action is None:
         return ()
+    if action == "purge":  # of one model only, as with --search: that would be a misunderstanding for good
+        return (*ASKING_ONLY, "model")
     return PROMPTING if action == "retry" else ASKING_ONLY
 
 

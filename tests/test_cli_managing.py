@@ -319,6 +319,6 @@ def test_json_is_what_is_printed(run: Run, home: Path) -> None:
         ("--check",),
         ("--reindex",),
     ):
-        printed = succeed(run(*flags, "--output", "json", "--model", "ignored")).stdout
+        printed = succeed(run(*flags, "--output", "json", "--num-ctx", "4096")).stdout
         assert isinstance(json.loads(printed), dict)
         assert printed.endswith("}\n")

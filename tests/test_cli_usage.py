@@ -38,6 +38,7 @@ CONTRADICTIONS = [
     ("--title", "t", "--reindex"),
     ("--list-sessions", "--check"),
     ("--purge", "0", "--delete", ID),
+    ("--purge", "0", "--model", "smollm2"),
     ("--session-info", ID, "--reindex"),
     ("--dry-run", "--list-sessions"),
     ("-p", "x", "--dry-run"),
