@@ -353,6 +353,19 @@ def some_text(text: str) -> str:
     return text
 
 
+def path(text: str) -> str:
+    """A path as it is given, or - for a stream; a relative one leads nowhere without a current directory."""
+    text = some_text(text)
+    if text != "-" and not os.path.isabs(text):
+        _absolute(os.path.join(os.curdir, text))
+    return text
+
+
+def remote(text: str) -> str:
+    """A path of a repository, or any URL that git takes."""
+    return some_text(text) if ":" in text else path(text)
+
+
 def search_text(text: str) -> str:
     """Any text but none, as it may stand in a conversation."""
     return some_text(valid_text(text))
