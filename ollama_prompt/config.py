@@ -122,10 +122,10 @@ def _options(flags: Namespace) -> dict[str, Any]:
             options["stop"] = [*options.get("stop", ()), *value]
         else:
             options[name] = value
-    if flags.temperature is not None:
-        options["temperature"] = flags.temperature
-    if flags.max_tokens is not None:
-        options["num_predict"] = flags.max_tokens
+    for flag, name in (("temperature", "temperature"), ("max_tokens", "num_predict")):
+        given = getattr(flags, flag)
+        if given is not None and options.setdefault(name, given) != given:
+            raise UsageError(f"--{flag.replace('_', '-')} and --option {name} contradict each other")
     return options
 
 

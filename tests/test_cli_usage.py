@@ -29,6 +29,8 @@ CONTRADICTIONS = [
     ("-p", "x", "--session-id", ID, "--no-session"),
     ("-p", "x", "--system", "a", "--system-file", "f"),
     ("-p", "x", "--num-ctx", "1024", "--option", "num_ctx=2048"),
+    ("-p", "x", "--temperature", "0.1", "--option", "temperature=0.9"),
+    ("-p", "x", "--option", "num_predict=5", "--max-tokens", "9"),
     ("-p", "x", "--list-sessions"),
     ("--prompt", "", "--list-sessions"),
     ("--prompt-file", "f", "--check"),
