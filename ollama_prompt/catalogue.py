@@ -153,7 +153,7 @@ class Catalogue:
             raise StoreUnreadable(f"{self.index.path} is not an index of ollama-prompt", hint=FOREIGN_HINT)
         if state == "unreadable":
             raise StoreUnreadable(f"{self.index.path} may not be read", hint=UNREADABLE_HINT)
-        if not os.path.isdir(self.layout.sessions):
+        if not os.path.isdir(self.layout.sessions) and not self.files():
             return 0
         self.layout.make()
         with self._lock(lock_timeout):
@@ -288,10 +288,16 @@ class Catalogue:
             try:
                 names = os.listdir(folder)
             except (FileNotFoundError, NotADirectoryError) as error:
-                if not prefix and os.path.lexists(self.layout.home) and not os.path.isdir(self.layout.home):
-                    raise StoreUnreadable(f"{self.layout.home} is no folder") from error
+                if not prefix:
+                    self._refuse_other_than_folders(error)
                 continue
             yield prefix, folder, names
+
+    def _refuse_other_than_folders(self, error: OSError) -> None:
+        """A store that is not there is empty; a file or a broken link in its place is not. Raises `StoreUnreadable`."""
+        for place in (self.layout.home, self.layout.sessions):
+            if os.path.lexists(place) and not os.path.isdir(place):
+                raise StoreUnreadable(f"{place} is no folder") from error
 
     def read_file(self, path: str, saved: dict[str, Any] | None = None) -> Reading:
         """Read one file, given its path relative to `sessions`. Raises `StoreUnreadable`."""

@@ -122,10 +122,10 @@ def _options(flags: Namespace) -> dict[str, Any]:
             options["stop"] = [*options.get("stop", ()), *value]
         else:
             options[name] = value
-    if flags.temperature is not None:
-        options["temperature"] = flags.temperature
-    if flags.max_tokens is not None:
-        options["num_predict"] = flags.max_tokens
+    for flag, name in (("temperature", "temperature"), ("max_tokens", "num_predict")):
+        given = getattr(flags, flag)
+        if given is not None and options.setdefault(name, given) != given:
+            raise UsageError(f"--{flag.replace('_', '-')} and --option {name} contradict each other")
     return options
 
 
@@ -351,6 +351,19 @@ def some_text(text: str) -> str:
     if not text:
         raise ValueError("must not be empty")
     return text
+
+
+def path(text: str) -> str:
+    """A path as it is given, or - for a stream; a relative one leads nowhere without a current directory."""
+    text = some_text(text)
+    if text != "-" and not os.path.isabs(text):
+        _absolute(os.path.join(os.curdir, text))
+    return text
+
+
+def remote(text: str) -> str:
+    """A path of a repository, or any URL that git takes."""
+    return some_text(text) if ":" in text else path(text)
 
 
 def search_text(text: str) -> str:

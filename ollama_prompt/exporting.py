@@ -85,7 +85,8 @@ def check_place(indexer: Indexer, path: str) -> None:
 
 def write(path: str, pieces: Iterable[str], durable: bool = False) -> int:
     """Write a text file, whole or not at all, in place of one that may be there; its size. Raises `ExportFailed`."""
-    path = os.path.join(os.getcwd(), path)
+    if not os.path.isabs(path):
+        path = os.path.join(os.getcwd(), path)
     try:
         status = _status(path)
         if status and not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):

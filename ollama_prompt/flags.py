@@ -251,7 +251,7 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
     add("--undo", metavar="UUID", type=uuid, help="take back the last prompt and its answer")
     add("--retry", metavar="UUID", type=uuid, help="ask the last prompt again")
     add(
-        "--import", metavar="PATH", nargs="?", const=True, type=_checked(config.some_text),
+        "--import", metavar="PATH", nargs="?", const=True, type=_checked(config.path),
         help="bring conversations along from ollama-prompt 1.x, from llm, or from a JSON list of messages",
     )  # fmt: skip
     _add_export(group)
@@ -272,7 +272,7 @@ def _add_export(group: argparse._ArgumentGroup) -> None:
         "--as", choices=("markdown", "text", "json", "html"),
         help="with --export: markdown (the default), text, json (messages as Ollama takes them) or html",
     )  # fmt: skip
-    add("--to", metavar="FILE", type=_checked(config.some_text), help="with --export: write to this file; - is stdout")
+    add("--to", metavar="FILE", type=_checked(config.path), help="with --export: write to this file; - is stdout")
     add("--all", action="store_true", help="with --export --to DIR: a folder of web pages with all sessions")
 
 
@@ -283,7 +283,7 @@ def _add_upkeep(group: argparse._ArgumentGroup) -> None:
     add("--secrets", action="store_true", help="with --check: also report what looks like keys and passwords")
     add("--reindex", action="store_true", help="build the index again from the files")
     add("--git-setup", action="store_true", help="put the conversations under git, for --sync and for your own use")
-    add("--remote", metavar="URL", type=_checked(config.some_text), help="with --git-setup: where --sync pushes to")
+    add("--remote", metavar="URL", type=_checked(config.remote), help="with --git-setup: where --sync pushes to")
     add("--sync", action="store_true", help="commit what changed, merge what other machines pushed, push")
 
 
@@ -346,6 +346,8 @@ def _unwanted(action: str | None) -> tuple[str, ...]:
     """The flags that contradict this action."""
     if action is None:
         return ()
+    if action == "purge":  # of one model only, as with --search: that would be a misunderstanding for good
+        return (*ASKING_ONLY, "model")
     return PROMPTING if action == "retry" else ASKING_ONLY
 
 

@@ -309,6 +309,8 @@ class _Run:
             if tokens > (most if number else at_least_one):
                 break
             fits, number = tokens, number + 1
+        if not self.turns:  # the prompt alone is as long, and nothing is left out
+            return self.window(None)
         kept = self.turns[:number]
         return Window(kept[::-1], fits, (kept[-1].first_id or "") if kept else "")
 

@@ -291,9 +291,14 @@ def test_a_foreign_file_where_the_index_belongs(run: Run, home: Path, kind: str)
     assert foreign.read_bytes() == before
 
 
-def test_the_home_is_a_file(run: Run, home: Path) -> None:
-    home.touch()
-    fail(run("--list-sessions"), "store_unreadable")
+@pytest.mark.parametrize("place", [".", "sessions"])
+@pytest.mark.parametrize("kind", ["file", "broken link"])
+def test_what_is_no_folder_is_no_empty_store(run: Run, home: Path, place: str, kind: str) -> None:
+    path = home / place
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to("not mounted") if kind == "broken link" else path.touch()
+    for flags in (("--list-sessions",), ("--check",), ("--reindex",), ("--purge", "0"), ("-c", "-p", "Hi")):
+        assert str(path) in fail(run(*flags), "store_unreadable")["error"]
     fail(run("-p", "Hi"), "store_write_failed")
 
 
@@ -319,6 +324,6 @@ def test_json_is_what_is_printed(run: Run, home: Path) -> None:
         ("--check",),
         ("--reindex",),
     ):
-        printed = succeed(run(*flags, "--output", "json", "--model", "ignored")).stdout
+        printed = succeed(run(*flags, "--output", "json", "--num-ctx", "4096")).stdout
         assert isinstance(json.loads(printed), dict)
         assert printed.endswith("}\n")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import tree
-from stores import fail, header, line, make, new_id, succeed
+from stores import fail, header, line, make, new_id, succeed, the_file
 
 from ollama_prompt import __version__, config, flags, text
 from ollama_prompt.errors import UsageError
@@ -29,6 +29,8 @@ CONTRADICTIONS = [
     ("-p", "x", "--session-id", ID, "--no-session"),
     ("-p", "x", "--system", "a", "--system-file", "f"),
     ("-p", "x", "--num-ctx", "1024", "--option", "num_ctx=2048"),
+    ("-p", "x", "--temperature", "0.1", "--option", "temperature=0.9"),
+    ("-p", "x", "--option", "num_predict=5", "--max-tokens", "9"),
     ("-p", "x", "--list-sessions"),
     ("--prompt", "", "--list-sessions"),
     ("--prompt-file", "f", "--check"),
@@ -38,6 +40,7 @@ CONTRADICTIONS = [
     ("--title", "t", "--reindex"),
     ("--list-sessions", "--check"),
     ("--purge", "0", "--delete", ID),
+    ("--purge", "0", "--model", "smollm2"),
     ("--session-info", ID, "--reindex"),
     ("--dry-run", "--list-sessions"),
     ("-p", "x", "--dry-run"),
@@ -426,10 +429,19 @@ def test_a_current_directory_that_is_gone(environment: dict[str, str], tmp_path:
     for arguments, said in (
         (["--list-sessions"], b"OLLAMA_PROMPT_HOME"),
         (["-p", "x", "--model", "m.gguf"], b"--model"),
+        (["--export", ID, "--to", "file.md"], b"--to"),
+        (["--export", "--all", "--to", "./folder"], b"--to"),
+        (["--import", "talk.json"], b"--import"),
+        (["--git-setup", "--remote", "../repository"], b"--remote"),
     ):
         done = from_nowhere(*arguments, home="relative")
         assert done.returncode == 2, done
         assert said in done.stderr
+    session_id = the_file(tmp_path / "store").stem
+    for arguments in (["--to", str(tmp_path / "file.md")], ["--to", "-"], []):
+        done = from_nowhere("--export", session_id, *arguments, home=str(tmp_path / "store"))
+        assert (done.returncode, done.stderr) == (0, b""), done
+    assert b"Hi" in (tmp_path / "file.md").read_bytes()
 
 
 def test_a_flag_beats_a_variable_that_is_impossible(run: Run) -> None:

@@ -223,6 +223,13 @@ def test_a_prompt_above_the_limit_is_neither_sent_nor_stored(run: Run, ollama: S
     assert ask(run, path)["window"]["limit"] == 8192, "the limit of the failed turn is not kept"
 
 
+def test_of_a_long_first_prompt_nothing_is_said_to_be_left_out(run: Run, ollama: StandIn, home: Path) -> None:
+    ollama.set(models={"tiny": TINY})
+    assert run("-p", "word " * 900, "--model", "tiny").stderr == ""
+    assert "window" not in records(the_file(home))[-1]
+    assert run("-p", "word " * 900, "--model", "tiny", "--no-session").stderr == ""
+
+
 # --- What the model really got ---------------------------------------------------------------------
 
 

@@ -265,6 +265,10 @@ def test_a_prompt_alone_above_the_limit_is_said_to_be_that() -> None:
     assert chosen_of(talk((20, 20)), prompt=LIMIT + 1).tokens == LIMIT + 1
 
 
+def test_before_a_first_prompt_nothing_is_left_out_however_long_it_is() -> None:
+    assert [chosen_of([], prompt=prompt).start for prompt in (LIMIT - 1, LIMIT, LIMIT + 1)] == [None] * 3
+
+
 def test_little_more_is_read_than_the_window_needs() -> None:
     taken: list[Turn] = []
 
