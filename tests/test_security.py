@@ -219,6 +219,28 @@ def test_no_escape_sequence_of_a_remote_is_obeyed(
 
 
 @posix_only
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("Counting objects:  5% (" + "9" * 5000 + "/3)\r", 0),  # Python makes no number of so many digits
+        ("Counting objects:  5% (1/3)\r" * 9000, 0),
+        ("refused " * 9000, 1),
+    ],
+)
+def test_what_a_remote_says_ends_no_sync(
+    run: Run, home: Path, ollama: StandIn, hub: Path, tmp_path: Path, said: str, code: int
+) -> None:
+    succeed(run("-p", "Hi"))
+    succeed(run("--git-setup", "--remote", str(hub), env=QUIET))
+    (tmp_path / "said").write_text(said, encoding="utf-8")
+    hook = hub / "hooks" / "pre-receive"
+    hook.write_text(f"#!/bin/sh\ncat '{tmp_path / 'said'}' >&2; exit {code}\n", encoding="utf-8")
+    hook.chmod(0o755)
+    done = run("--sync", env=QUIET)
+    assert done.json["pushed"] if code == 0 else len(fail(done, "git_failed")["error"]) < 2000
+
+
+@posix_only
 def test_no_escape_sequence_is_obeyed_in_a_conversation(talk: Talk, home: Path, ollama: StandIn) -> None:
     session_id = evil_store(home)
     (home / "history.jsonl").write_bytes(line({"session_id": session_id, "text": "\x1b[66m \x9b66m \x07 typed"}))
@@ -230,7 +252,7 @@ def test_no_escape_sequence_is_obeyed_in_a_conversation(talk: Talk, home: Path, 
     terminal.expect(PROMPT)
     for typed in ("/title", "/model", "/system", "/undo", "Hi", "/retry"):
         terminal.type(typed, "\r")
-        terminal.expect("\n> " if False else PROMPT)
+        terminal.expect(PROMPT)
     assert terminal.end("/quit\r") == 0
     assert_harmless(terminal._bytes.decode())
 
