@@ -196,6 +196,14 @@ def test_no_escape_sequence_of_a_model_is_obeyed(
     assert_harmless(shown)
 
 
+@posix_only
+def test_no_escape_sequence_in_the_name_of_a_model_is_obeyed(environment: dict[str, str]) -> None:
+    """As a server may take one, though Ollama refuses it."""
+    code = "from ollama_prompt import console; console.JsonSink().start(chr(27) + '[66m', None)"
+    _, shown = screens.shown(["-c", code], environment | {"TERM": "xterm-256color"})
+    assert shown == "waiting for \\x1b[66m …"
+
+
 def test_an_answer_goes_into_a_pipe_as_it_came(run: Run, ollama: StandIn) -> None:
     ollama.set(answer="\x1b[66m \x9b \x7f \u202e\n")
     assert succeed(run("-p", "Hi", "--output", "text")).stdout == "\x1b[66m \x9b \x7f \u202e\n"
@@ -245,7 +253,8 @@ def test_no_escape_sequence_is_obeyed_in_a_conversation(talk: Talk, home: Path, 
     session_id = evil_store(home)
     (home / "history.jsonl").write_bytes(line({"session_id": session_id, "text": "\x1b[66m \x9b66m \x07 typed"}))
     ollama.set(answer=EVIL)
-    terminal = talk("--session-id", session_id, "--model", "smollm2")
+    terminal = talk("--session-id", session_id, "--model", "smollm2", "-p", EVIL.strip())
+    terminal.expect(PROMPT)
     terminal.type("\x1b[A")
     terminal.expect("typed")
     terminal.type("\x03")
