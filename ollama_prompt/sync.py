@@ -128,7 +128,8 @@ def _name_remote(git: Git, remote: str) -> None:
     if followed is None:
         git.run("remote", "add", "origin", "--", url)
     elif followed.url != url:
-        hint = f"git -C {git.run('rev-parse', '--show-toplevel')} remote set-url {followed.name} URL"
+        top = git.run("rev-parse", "--show-toplevel")
+        hint = f"{shlex.join(['git', '-C', top, 'remote', 'set-url', followed.name])} URL"
         raise GitFailed(f"the repository has another remote already: {_shown(followed.url)}", hint=hint)
     if git.ask("config", f"branch.{branch}.remote") is None:
         git.run("config", f"branch.{branch}.remote", followed.name if followed else "origin")
@@ -245,13 +246,13 @@ class _Remote:
         remotes = git.run("remote").split()
         followed_remote = git.ask("config", f"branch.{branch}.remote")
         if followed_remote not in {None, ".", *remotes}:
-            hint = f"git remote add NAME URL, and git config branch.{branch}.remote NAME"
+            hint = f"git remote add NAME URL, and git config {shlex.quote(f'branch.{branch}.remote')} NAME"
             raise GitFailed(f"the branch follows no remote, but {_shown(followed_remote or '')}", hint=hint)
         wanted = (followed_remote, "origin", *(remotes if len(remotes) == 1 else ()))
         name = next((name for name in wanted if name in remotes), None)
         if name is None:
             if remotes:
-                hint = f"git config branch.{branch}.remote NAME"
+                hint = f"git config {shlex.quote(f'branch.{branch}.remote')} NAME"
                 raise GitFailed(f"which remote is meant is not clear: {', '.join(remotes)}", hint=hint)
             return None
         followed = git.ask("config", f"branch.{branch}.merge") if name == wanted[0] else None
