@@ -434,6 +434,8 @@ def pushed(machine: Machine, hub: Path, name: str, target: str | Path | None = N
     place = clone / name
     if place.is_dir():
         shutil.rmtree(place)
+    if place.parent.is_file():
+        place.parent.unlink()
     place.parent.mkdir(exist_ok=True, parents=True)
     place.unlink(missing_ok=True)
     if target:
@@ -468,6 +470,21 @@ def test_a_remote_plants_nothing(
     assert other.said(mine) == ["Mine", "Answer to Mine"]
     assert not (other.home / name).is_symlink()
     assert not (tmp_path / "victim").exists()
+    git(clone, "revert", "--no-edit", "HEAD")
+    git(clone, "push", "-q")
+    assert other.sync()["received"] == 1
+
+
+@pytest.mark.parametrize("name", ["sessions", "Attachments", ".gitignore/x"])
+def test_nothing_comes_in_the_place_of_a_folder_or_a_file(two: tuple[Machine, Machine], hub: Path, name: str) -> None:
+    one, other = two
+    one.turn("Hello")
+    one.sync()
+    mine = other.turn("Mine")
+    clone = pushed(one, hub, name)
+    with pytest.raises(GitFailed, match=f"somebody pushed {name}, which lies in the place of another kind of file"):
+        other.sync()
+    assert other.said(mine) == ["Mine", "Answer to Mine"]
     git(clone, "revert", "--no-edit", "HEAD")
     git(clone, "push", "-q")
     assert other.sync()["received"] == 1
