@@ -288,8 +288,9 @@ def export_to(indexer: Indexer, session_id: str, form: str, path: str) -> dict[s
 
 def export_all(indexer: Indexer, folder: str, lock_timeout: float) -> dict[str, Any]:
     """Bring a folder of web pages up to date."""
-    from ollama_prompt import archive
+    from ollama_prompt import archive, exporting
 
+    exporting.check_place(indexer, folder)
     return archive.export(indexer, folder, lock_timeout)
 
 

@@ -278,7 +278,7 @@ def clear() -> None:
 def _fitted(what: str, how: str) -> str:
     """Both on one line of the terminal, `what` cut where they are too long: what wraps is not removed again."""
     try:
-        columns = os.get_terminal_size(2).columns - 1
+        columns = (os.get_terminal_size(2).columns or 80) - 1  # a serial line and some programs tell no size
     except (OSError, ValueError):
         columns = 79
     if _width(what) + _width(how) <= columns:

@@ -77,10 +77,14 @@ class Pictures:
 
 
 def check_place(indexer: Indexer, path: str) -> None:
-    """Raise `ExportFailed` where conversations are kept: a document must not replace one, and is none."""
-    sessions = os.path.join(os.path.realpath(indexer.layout.sessions), "")
-    if os.path.realpath(path).startswith(sessions):
-        raise cannot_write(path, FileExistsError(0, f"conversations are kept in {sessions}", path))
+    """Raise `ExportFailed` where conversations are kept, and what the store has beside them: a document must not
+    replace any of it, and is none.
+    """
+    layout, place = indexer.layout, os.path.join(os.path.realpath(path), "")
+    files = (layout.index, layout.search, layout.history, *layout.set_aside())
+    for kept in (layout.sessions, layout.attachments, layout.locks, *files):
+        if place.startswith(os.path.join(os.path.realpath(kept), "")):
+            raise cannot_write(path, FileExistsError(0, f"{kept} belongs to the conversations", path))
 
 
 def write(path: str, pieces: Iterable[str], durable: bool = False) -> int:

@@ -124,7 +124,7 @@ def _help_width() -> int:
     except ValueError:
         pass
     try:
-        return max(min(os.get_terminal_size(1).columns - 2, 100), 40)
+        return max(min((os.get_terminal_size(1).columns or 100) - 2, 100), 40)
     except (OSError, ValueError):
         return 98
 

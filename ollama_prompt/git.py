@@ -39,12 +39,12 @@ _NOISE = (
     "Done",
 )
 """Lines that tell nobody anything."""
-_FAR = re.compile(rb"(?:remote: )?([A-Z][a-z ]+):\s+\d+% \((\d+)/(\d+)\)")
-"""How git tells how far it has come."""
+_FAR = re.compile(rb"(?:remote: )?([A-Z][a-z ]+):\s+\d+% \((\d{1,18})/(\d{1,18})\)")
+"""How git tells how far it has come. The other side may say anything: Python makes no number of 5,000 digits."""
 _CHATTER = re.compile(rb"(?:remote: )?(?:Enumerating objects|Delta compression|Total \d)")
 """What it says beside that."""
 MOST_SAID = 600
-"""Characters of what git says that are passed on."""
+"""Characters that are passed on of what git says, and as many of what the other side does."""
 _PERSONS = ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT")
 _NOBODY = {
     f"GIT_{who}_{what}": value
@@ -184,9 +184,14 @@ def failure(what: str, done: subprocess.CompletedProcess[bytes], hint: str | Non
     said = [line.strip() for line in os.fsdecode(done.stderr or done.stdout).splitlines()]
     theirs = [line.removeprefix("remote:").strip() for line in said if line.startswith("remote:")]
     ours = [line for line in said if line and not line.startswith(("hint:", "remote:", *_NOISE))]
-    reason = " ".join(ours) if len(" ".join(ours)) <= MOST_SAID else " ".join(ours)[:MOST_SAID] + " …"
+    reason = _cut(ours)
     if done.returncode < 0:
         reason = f"it was killed by signal {-done.returncode}"
     if ".lock" in reason and "File exists" in reason:
         hint = "wait for the other git; if none is running, one was killed: remove that file"
-    return GitFailed(f"git {what}: {' '.join([*filter(None, theirs), reason or 'no reason']).strip()}", hint=hint)
+    return GitFailed(f"git {what}: {' '.join(filter(None, (_cut(theirs), reason or 'no reason')))}", hint=hint)
+
+
+def _cut(lines: list[str]) -> str:
+    text = " ".join(filter(None, lines))
+    return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]} …"

@@ -59,6 +59,8 @@ _OPEN = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebas
 """What git has in its folder while something is not ended."""
 _OWN = ("sessions", "attachments", ".gitignore", ".gitattributes")
 """What of the store is under git."""
+_FOLDERS = ("sessions", "attachments")
+"""Those of them that are folders."""
 _IN_STORE = ("--", *_OWN)
 _PRIVATE = re.compile(r"locks$|history\.jsonl|(?:sessions|search)\.db|sessions-1\.x", re.IGNORECASE)
 """What a store has beside that, in any case of letters: to some systems it is the same."""
@@ -128,7 +130,8 @@ def _name_remote(git: Git, remote: str) -> None:
     if followed is None:
         git.run("remote", "add", "origin", "--", url)
     elif followed.url != url:
-        hint = f"git -C {git.run('rev-parse', '--show-toplevel')} remote set-url {followed.name} URL"
+        top = git.run("rev-parse", "--show-toplevel")
+        hint = f"{shlex.join(['git', '-C', top, 'remote', 'set-url', followed.name])} URL"
         raise GitFailed(f"the repository has another remote already: {_shown(followed.url)}", hint=hint)
     if git.ask("config", f"branch.{branch}.remote") is None:
         git.run("config", f"branch.{branch}.remote", followed.name if followed else "origin")
@@ -245,13 +248,13 @@ class _Remote:
         remotes = git.run("remote").split()
         followed_remote = git.ask("config", f"branch.{branch}.remote")
         if followed_remote not in {None, ".", *remotes}:
-            hint = f"git remote add NAME URL, and git config branch.{branch}.remote NAME"
+            hint = f"git remote add NAME URL, and git config {shlex.quote(f'branch.{branch}.remote')} NAME"
             raise GitFailed(f"the branch follows no remote, but {_shown(followed_remote or '')}", hint=hint)
         wanted = (followed_remote, "origin", *(remotes if len(remotes) == 1 else ()))
         name = next((name for name in wanted if name in remotes), None)
         if name is None:
             if remotes:
-                hint = f"git config branch.{branch}.remote NAME"
+                hint = f"git config {shlex.quote(f'branch.{branch}.remote')} NAME"
                 raise GitFailed(f"which remote is meant is not clear: {', '.join(remotes)}", hint=hint)
             return None
         followed = git.ask("config", f"branch.{branch}.merge") if name == wanted[0] else None
@@ -426,14 +429,19 @@ class _Repository:
         return []
 
     def _refuse_planted(self, base: str | None, theirs: str) -> None:
-        """Links lead out of the store, and what git leaves out here is for this machine only: neither may come."""
+        """Links lead out of the store, what git leaves out here is for this machine only, and where a file lies in the
+        place of a folder nothing can be written: none of it may come.
+        """
         index = os.path.basename(self._indexer.layout.index).lower()
         entries = self.git.paths("diff", "--raw", *_NAMES[1:], base or self.git.run("mktree"), theirs, "--", ".")
         for facts, path in zip(entries[::2], entries[1::2], strict=True):
             top = path.partition("/")[0].lower()
             is_private = bool(_PRIVATE.match(top)) or top == index
-            if (facts.split()[1] in _LINKS and top in _OWN) or (is_private and not facts.endswith("D")):
-                what = "is for one machine only" if is_private else "is a link, or a repository"
+            is_link = facts.split()[1] in _LINKS and top in _OWN
+            is_misplaced = top in _OWN and ("/" in path) != (top in _FOLDERS)
+            if is_link or ((is_private or is_misplaced) and not facts.endswith("D")):
+                what = "is a link, or a repository" if is_link else "lies in the place of another kind of file"
+                what = "is for one machine only" if is_private else what
                 hint = f"git -C {shlex.quote(self._indexer.layout.home)} log HEAD..{theirs[:12]} tells who pushed it"
                 raise GitFailed(f"nothing was merged: somebody pushed {path}, which {what}", hint=hint)
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import options
 from environment import ROOT, Failed, run
 
 sys.path.append(str(ROOT / "tests"))
@@ -45,14 +46,18 @@ def main(arguments: list[str]) -> int:
 def wanted_of(arguments: list[str]) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description="CPU time of commands as ratios to bare Python")
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--peers", action="store_true", help="side by side with other programs")
+    parser.add_argument("--rounds", type=options.count, default=25)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--peers", action="store_true", help="side by side with other programs")
+    what.add_argument("--git", action="store_true", help="a store under git instead")
+    what.add_argument("--search", action="store_true", help="a large store that is searched instead")
     parser.add_argument("--few", action="store_true", help="with --peers: small stores only")
     parser.add_argument("--real", action="store_true", help="with --peers: also on a real Ollama")
-    parser.add_argument("--git", action="store_true", help="a store under git instead")
-    parser.add_argument("--search", action="store_true", help="a large store that is searched instead")
-    parser.add_argument("--json", metavar="FILE", help="the raw figures")
-    return parser.parse_args(arguments)
+    parser.add_argument("--json", type=options.new_file, metavar="FILE", help="the raw figures")
+    wanted = parser.parse_args(arguments)
+    if (wanted.few or wanted.real) and not wanted.peers:
+        parser.error("--few and --real go with --peers")
+    return wanted
 
 
 def measure(wanted: argparse.Namespace, folder: Path, server: servers.InstantServer) -> Report:

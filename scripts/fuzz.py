@@ -16,6 +16,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import options
 from environment import ROOT, run_with_tests, say
 from fuzzing import runs
 
@@ -31,7 +32,7 @@ CASES = {"reader": 1_000_000, "client": 20_000, "arguments": 100_000}
 
 def main(arguments: list[str]) -> int:
     """Run what is asked for; the exit code."""
-    wanted = _parser().parse_args(arguments)
+    wanted = _wanted_of(arguments)
     names = list(CASES) if wanted.target == "all" else [wanted.target]
     if wanted.again:
         return _again(names[0], wanted.again)
@@ -44,15 +45,18 @@ def main(arguments: list[str]) -> int:
     return 1 if any(figures.findings for figures in results) else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _wanted_of(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fuzz the readers of files, the HTTP client and the flags.")
     parser.add_argument("target", nargs="?", choices=[*CASES, "all"], default="all")
-    parser.add_argument("--cases", type=int, help="how many of each target")
+    parser.add_argument("--cases", type=options.count, help="how many of each target")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
-    parser.add_argument("--first", type=int, default=0, help="the number of the first case")
+    parser.add_argument("--first", type=options.number, default=0, help="the number of the first case")
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), help="where inputs are kept")
-    parser.add_argument("--again", type=Path, help="run the input in this file, once")
-    return parser
+    parser.add_argument("--again", type=options.old_file, help="run the input in this file, once")
+    wanted = parser.parse_args(arguments)
+    if wanted.again and wanted.target == "all":
+        parser.error("--again goes with one target")
+    return wanted
 
 
 def _target(name: str) -> Target:

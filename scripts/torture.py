@@ -33,6 +33,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import options
 from environment import ROOT, run_with_tests
 from torturing.processes import Broken, World
 from torturing.scenes import scenes
@@ -87,9 +88,9 @@ def report(world: World, seconds: float) -> Iterator[str]:
 def wanted_of(arguments: list[str]) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description="Many processes, kills and faults; then a check of what was promised")
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=options.seconds, default=60)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--processes", type=int, default=6)
+    parser.add_argument("--processes", type=options.count, default=6)
     parser.add_argument("--store", type=Path, help="an empty folder for the stores, which then stay there")
     return parser.parse_args(arguments)
 

@@ -816,6 +816,15 @@ def test_in_a_terminal(environment: dict[str, str], ollama: StandIn) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")
+def test_a_terminal_that_tells_no_size(environment: dict[str, str], ollama: StandIn) -> None:
+    command, with_term = ["-m", "ollama_prompt"], environment | {"TERM": "xterm", "NO_COLOR": "1"}
+    asked = [*command, "-p", "Hi", "--output", "text", "--no-session"]
+    assert screens.shown(asked, with_term, 0, 0)[1].startswith("waiting for smollm2 …\r\x1b[K")
+    wide = screens.shown([*command, "--help"], with_term, columns=100)
+    assert screens.shown([*command, "--help"], with_term, 0, 0) == wide
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")
 def test_ctrl_c_in_a_terminal_stops_a_loop_of_bash(
     environment: dict[str, str], ollama: StandIn, home: Path, tmp_path: Path
 ) -> None:

@@ -139,6 +139,31 @@ def test_no_document_takes_the_place_of_a_conversation(run: Run, home: Path, tmp
     assert tree(home) == before
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["sessions.db", "search.db", "history.jsonl", "sessions-1.x.db", "locks/index.lock", "attachments/" + 64 * "a"],
+)
+def test_no_document_takes_the_place_of_what_belongs_to_conversations(run: Run, home: Path, name: str) -> None:
+    make(home)
+    succeed(run("--search", "Question"))
+    place = home / name
+    place.parent.mkdir(exist_ok=True)
+    if not place.exists():
+        place.write_bytes(b"precious")
+    before = tree(home)
+    assert "conversations" in fail(run("--export", ONE, "--to", str(place)), "export_failed", 1)["error"]
+    assert tree(home) == before
+
+
+@pytest.mark.parametrize("name", ["sessions/archive", "attachments", "locks/archive"])
+def test_no_archive_is_made_where_conversations_are_kept(run: Run, home: Path, name: str) -> None:
+    make(home)
+    succeed(run("--list-sessions"))
+    before = tree(home)
+    assert "conversations" in fail(run("--export", "--all", "--to", str(home / name)), "export_failed", 1)["error"]
+    assert tree(home) == before
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 @pytest.mark.parametrize("what", [(ONE, "--to", "talk.html", "--as", "html"), ("--all", "--to", "archive")])

@@ -737,6 +737,11 @@ def test_a_turn_is_refused_while_another_takes_its_picture(
 # -- killed ------------------------------------------------------------------------------------------------
 
 
+def put_back(before: Path, home: Path) -> None:
+    shutil.rmtree(home, ignore_errors=True)
+    shutil.copytree(before, home)
+
+
 @posix_only
 @pytest.mark.parametrize("session", ["new", pytest.param("old", marks=pytest.mark.slow)])
 def test_killed_at_every_step(
@@ -749,20 +754,16 @@ def test_killed_at_every_step(
     more = ("--session-id", ONE) if session == "old" else ()
     ask = (*ASK, *more, "--image", str(tmp_path / "a.png"), "--image", str(tmp_path / "b.jpg"))
 
-    def restore() -> None:
-        shutil.rmtree(home, ignore_errors=True)
-        shutil.copytree(before, home)
-
     def command(*argv: str) -> Result:
         warm.start(*argv, env=environment)
         return Result(*warm.end())
 
-    restore()
+    put_back(before, home)
     states = States(home)
     steps = len(warm.steps(*ask, env=environment))
     assert steps > 30
     for step in range(1, steps + 1):
-        restore()
+        put_back(before, home)
         warm.start(*ask, env=environment, die_at=step)
         code, out, _ = warm.end()
         if not states.is_new(str(code), out.decode(), json.dumps(ollama.chats())):

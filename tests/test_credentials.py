@@ -578,50 +578,53 @@ for text in eval(sys.stdin.read()):
 """
 
 
+WORST = [
+    "sk-",
+    " sk-a",
+    "gl" + "pat-",
+    "-----BEGIN PRIVATE KEY-----\n",
+    "-----BEGIN PRIVATE KEY-----Abc: x Abc: x ",
+    "://a:b",
+    "://",
+    "=",
+    "=a",
+    ' password="',
+    "A",
+    "\\n",
+    "\n",
+    "://" + "a" * 99 + ":",
+    "xoxb-1-",
+    f" {MIDDLE}sk-",
+    "eyJ.",
+    "ghs_1_eyJ",
+    "xoxd-%2B",
+    "xoxd-",
+    "dp.st.a.",
+    "pscale_pw_",
+    "glc_eyJ",
+    "Private-Lines: 1\\n",
+    "MTIzMTIzMTIzMTIzMTIzMTIz.",
+    "password: ",
+    "\n" + "-" * 50 + ": aB1aB1aB1aB1",
+    "\n" + " >" * 15 + "x" * 30 + "token: aB1aB1aB1aB1",
+    "\n password: aB1",
+    ": a",
+    "Authorization: Bearer ",
+    "Bearer a",
+    "curl ",
+    "curl -u a:b",
+    "curl -u me:x7Qz2LkV ",
+    " -u a:",
+    "\x1b[0m",
+    "[;;;;",
+]
+"""What a pattern begins with, or takes many of."""
+
+
 def test_time_grows_with_the_text_only(environment: dict[str, str]) -> None:
     """300 kB of what each pattern begins with; were one of them quadratic, this would take several minutes."""
-    worst = [
-        "sk-",
-        " sk-a",
-        "gl" + "pat-",
-        "-----BEGIN PRIVATE KEY-----\n",
-        "-----BEGIN PRIVATE KEY-----Abc: x Abc: x ",
-        "://a:b",
-        "://",
-        "=",
-        "=a",
-        ' password="',
-        "A",
-        "\\n",
-        "\n",
-        "://" + "a" * 99 + ":",
-        "xoxb-1-",
-        f" {MIDDLE}sk-",
-        "eyJ.",
-        "ghs_1_eyJ",
-        "xoxd-%2B",
-        "xoxd-",
-        "dp.st.a.",
-        "pscale_pw_",
-        "glc_eyJ",
-        "Private-Lines: 1\\n",
-        "MTIzMTIzMTIzMTIzMTIzMTIz.",
-        "password: ",
-        "\n" + "-" * 50 + ": aB1aB1aB1aB1",
-        "\n" + " >" * 15 + "x" * 30 + "token: aB1aB1aB1aB1",
-        "\n password: aB1",
-        ": a",
-        "Authorization: Bearer ",
-        "Bearer a",
-        "curl ",
-        "curl -u a:b",
-        "curl -u me:x7Qz2LkV ",
-        " -u a:",
-        "\x1b[0m",
-        "[;;;;",
-    ]
     command = [sys.executable, "-c", SCAN]
-    subprocess.run(command, input=repr(worst).encode(), env=environment, check=True, timeout=600)
+    subprocess.run(command, input=repr(WORST).encode(), env=environment, check=True, timeout=600)
 
 
 # -- the text of a line ------------------------------------------------------------------------------------

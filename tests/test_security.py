@@ -196,6 +196,14 @@ def test_no_escape_sequence_of_a_model_is_obeyed(
     assert_harmless(shown)
 
 
+@posix_only
+def test_no_escape_sequence_in_the_name_of_a_model_is_obeyed(environment: dict[str, str]) -> None:
+    """As a server may take one, though Ollama refuses it."""
+    code = "from ollama_prompt import console; console.JsonSink().start(chr(27) + '[66m', None)"
+    _, shown = screens.shown(["-c", code], environment | {"TERM": "xterm-256color"})
+    assert shown == "waiting for \\x1b[66m …"
+
+
 def test_an_answer_goes_into_a_pipe_as_it_came(run: Run, ollama: StandIn) -> None:
     ollama.set(answer="\x1b[66m \x9b \x7f \u202e\n")
     assert succeed(run("-p", "Hi", "--output", "text")).stdout == "\x1b[66m \x9b \x7f \u202e\n"
@@ -219,18 +227,41 @@ def test_no_escape_sequence_of_a_remote_is_obeyed(
 
 
 @posix_only
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("Counting objects:  5% (" + "9" * 5000 + "/3)\r", 0),  # Python makes no number of so many digits
+        ("Counting objects:  5% (1/3)\r" * 9000, 0),
+        ("refused " * 9000, 1),
+    ],
+)
+def test_what_a_remote_says_ends_no_sync(
+    run: Run, home: Path, ollama: StandIn, hub: Path, tmp_path: Path, said: str, code: int
+) -> None:
+    succeed(run("-p", "Hi"))
+    succeed(run("--git-setup", "--remote", str(hub), env=QUIET))
+    (tmp_path / "said").write_text(said, encoding="utf-8")
+    hook = hub / "hooks" / "pre-receive"
+    hook.write_text(f"#!/bin/sh\ncat '{tmp_path / 'said'}' >&2; exit {code}\n", encoding="utf-8")
+    hook.chmod(0o755)
+    done = run("--sync", env=QUIET)
+    assert done.json["pushed"] if code == 0 else len(fail(done, "git_failed")["error"]) < 2000
+
+
+@posix_only
 def test_no_escape_sequence_is_obeyed_in_a_conversation(talk: Talk, home: Path, ollama: StandIn) -> None:
     session_id = evil_store(home)
     (home / "history.jsonl").write_bytes(line({"session_id": session_id, "text": "\x1b[66m \x9b66m \x07 typed"}))
     ollama.set(answer=EVIL)
-    terminal = talk("--session-id", session_id, "--model", "smollm2")
+    terminal = talk("--session-id", session_id, "--model", "smollm2", "-p", EVIL.strip())
+    terminal.expect(PROMPT)
     terminal.type("\x1b[A")
     terminal.expect("typed")
     terminal.type("\x03")
     terminal.expect(PROMPT)
     for typed in ("/title", "/model", "/system", "/undo", "Hi", "/retry"):
         terminal.type(typed, "\r")
-        terminal.expect("\n> " if False else PROMPT)
+        terminal.expect(PROMPT)
     assert terminal.end("/quit\r") == 0
     assert_harmless(terminal._bytes.decode())
 
@@ -403,6 +434,8 @@ def pushed(machine: Machine, hub: Path, name: str, target: str | Path | None = N
     place = clone / name
     if place.is_dir():
         shutil.rmtree(place)
+    if place.parent.is_file():
+        place.parent.unlink()
     place.parent.mkdir(exist_ok=True, parents=True)
     place.unlink(missing_ok=True)
     if target:
@@ -437,6 +470,21 @@ def test_a_remote_plants_nothing(
     assert other.said(mine) == ["Mine", "Answer to Mine"]
     assert not (other.home / name).is_symlink()
     assert not (tmp_path / "victim").exists()
+    git(clone, "revert", "--no-edit", "HEAD")
+    git(clone, "push", "-q")
+    assert other.sync()["received"] == 1
+
+
+@pytest.mark.parametrize("name", ["sessions", "Attachments", ".gitignore/x"])
+def test_nothing_comes_in_the_place_of_a_folder_or_a_file(two: tuple[Machine, Machine], hub: Path, name: str) -> None:
+    one, other = two
+    one.turn("Hello")
+    one.sync()
+    mine = other.turn("Mine")
+    clone = pushed(one, hub, name)
+    with pytest.raises(GitFailed, match=f"somebody pushed {name}, which lies in the place of another kind of file"):
+        other.sync()
+    assert other.said(mine) == ["Mine", "Answer to Mine"]
     git(clone, "revert", "--no-edit", "HEAD")
     git(clone, "push", "-q")
     assert other.sync()["received"] == 1

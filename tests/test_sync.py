@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -207,6 +208,22 @@ def test_another_remote_is_not_put_in_the_place_of_one(tmp_path: Path, hub: Path
     with pytest.raises(GitFailed, match="another remote") as info:
         machine.set_up("https://example.org/x.git")
     assert "remote set-url" in str(info.value.hint)
+
+
+def test_what_a_hint_says_can_be_pasted_into_a_shell(tmp_path: Path, hub: Path) -> None:
+    machine = Machine(tmp_path / "my $(id) store")
+    machine.set_up(hub)
+    with pytest.raises(GitFailed) as info:
+        machine.set_up("https://example.org/x.git")
+    assert shlex.split(str(info.value.hint)) == ["git", "-C", str(machine.home), "remote", "set-url", "origin", "URL"]
+    git(machine.home, "checkout", "-q", "-b", "$(id)")
+    git(machine.home, "remote", "rename", "origin", "one")
+    git(machine.home, "remote", "add", "other", str(hub))
+    for said in ("is not clear: one, other", "follows no remote"):
+        with pytest.raises(GitFailed, match=said) as info:
+            machine.sync()
+        assert str(info.value.hint).endswith("git config 'branch.$(id).remote' NAME")
+        git(machine.home, "config", "branch.$(id).remote", str(hub))
 
 
 def test_without_git(run: Run, home: Path, tmp_path: Path) -> None:

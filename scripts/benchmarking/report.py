@@ -65,7 +65,7 @@ class Report:
         lines = [f"- {line}" for table in self.tables for line in table.behind(ours)]
         return "\n".join(lines) if lines else "Nowhere, in these tables."
 
-    def write(self, path: str) -> None:
+    def write(self, path: Path) -> None:
         """The raw figures."""
         tables = [table.data() for table in self.tables]
         data: dict[str, Any] = {
@@ -75,4 +75,4 @@ class Report:
             "tables": tables,
         }
         text = json.dumps({**data, "command": sys.argv[1:]}, indent=1, ensure_ascii=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        path.write_text(text + "\n", encoding="utf-8")
