@@ -383,7 +383,7 @@ def test_ctrl_z_stops_and_fg_goes_on(talk: Talk, ollama: StandIn, home: Path, no
 DEAF = """
 import sys, time
 from ollama_prompt import __main__, held_session
-held_session.HeldSession.begin = lambda *_: time.sleep(60)
+held_session.HeldSession.begin = lambda *_: print("deaf", flush=True) or time.sleep(60)
 del sys.argv[1:3]
 __main__.main()
 """
@@ -394,10 +394,11 @@ __main__.main()
 def test_a_third_ctrl_c_leaves_the_terminal_in_order(talk: Talk) -> None:
     terminal = talk(shell=("-c", DEAF))
     terminal.type("One", ENTER)
-    terminal.expect("One")
-    while terminal.process.poll() is None:
-        terminal.type(CTRL_C)
-        time.sleep(0.3)
+    terminal.expect("deaf")
+    for _ in range(50):
+        if terminal.process.poll() is None:
+            terminal.type(CTRL_C)
+            time.sleep(0.3)
     assert terminal.end() == -signal.SIGINT
 
 

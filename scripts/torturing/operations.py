@@ -6,6 +6,7 @@ programs do to files, without our locks.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torturing import ledger, reader
@@ -263,10 +264,19 @@ class Worker(threading.Thread):
     def edit(self) -> None:
         """What people and other programs do to a file, while it is in use."""
         session_id, kind = self.pick(), self.rng.choice(self.scene.edits)
-        with self.store.by_hand, suppress(FileNotFoundError):
+        with self.store.by_hand:
             for path in sorted(self.store.home.glob(f"sessions/*/{session_id}.jsonl")):
-                getattr(self, "edit_" + kind)(path)
-                self.tally.count("faults", "by hand: " + kind.replace("_", " "))
+                self.edit_file(kind, path)
+
+    def edit_file(self, kind: str, path: Path) -> None:
+        """It may be gone meanwhile, and an editor fails on a full disk as everybody does."""
+        try:
+            getattr(self, "edit_" + kind)(path)
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ENOSPC}:
+                raise
+        else:
+            self.tally.count("faults", "by hand: " + kind.replace("_", " "))
 
     def edit_line_added(self, path: Path) -> None:
         """As an editor does: what was added since it read the file is lost."""
