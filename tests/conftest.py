@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     File = int | IO[bytes]
 
-settings.register_profile("ours", deadline=None, max_examples=60, print_blob=True)
+settings.register_profile("ours", deadline=None, max_examples=40, print_blob=True)
 settings.load_profile("ours")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

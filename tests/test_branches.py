@@ -369,7 +369,7 @@ class Branches(RuleBasedStateMachine):
 
 
 TestBranches = Branches.TestCase
-TestBranches.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestBranches.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 
 # --- Whatever is in a file -------------------------------------------------------------------------

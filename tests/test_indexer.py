@@ -391,7 +391,7 @@ def swap_roles(data: bytes) -> bytes:
 
 
 TestAnything = pytest.mark.filterwarnings("error")(Anything.TestCase)
-TestAnything.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestAnything.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 
 
 # --- What the rules below start from ---------------------------------------------------------------
