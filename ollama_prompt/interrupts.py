@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 END, DEFER, RAISE, TELL = range(4)
-AGAIN_SECONDS = 0.02
 PATIENCE = 3
 """The signal at which the process ends, whatever it waits for."""
+AGAIN_SECONDS = 0.02
+"""How long a signal waits that met a finalizer: those end at once."""
 ONE_PRESS = 1.0
 """Seconds in which a conversation takes several signals for one: the key may be held down, and nothing may hang."""
 
