@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 def main() -> NoReturn:
     """Run the command, and end the process with its exit code."""
     interrupts.install()  # Ctrl-C must show no traceback, from the first import on
+    lean.put_off_imports()
     with lean.without_translations():
         from ollama_prompt import cli
 

@@ -22,7 +22,7 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = "11434"
 
 _EXAMPLE = "For example OLLAMA_HOST=http://127.0.0.1:11434"
-_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}", re.ASCII)
+_IPV4 = r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}"
 # \w: an underscore is common inside company networks, and names may be non-ASCII.
 _LABEL = re.compile(r"[\w-]{1,63}")
 
@@ -138,7 +138,7 @@ def _is_ipv6_loopback(host: str) -> bool:
 
 
 def _is_ipv4(name: str, *, first: str) -> bool:
-    return name.startswith(first) and _IPV4.fullmatch(name) is not None
+    return name.startswith(first) and re.fullmatch(_IPV4, name, re.ASCII) is not None
 
 
 def _url_path(path: str) -> str:

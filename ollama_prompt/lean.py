@@ -11,9 +11,43 @@ from contextlib import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
     from ollama_prompt.host import Host
+
+
+PUT_OFF = ("asyncio", "idna", "inspect", "locale", "mimetypes", "selectors", "shutil", "traceback")
+"""What orjson, httpx, filelock and modules that they import take along, and use for few commands, or for none."""
+
+
+_FOR_DATACLASSES: dict[str, Callable[..., Any]] = {
+    "signature": lambda *_, **__: "",
+    "get_annotations": lambda class_: dict(vars(class_).get("__annotations__", {})),
+}
+"""What `dataclasses` takes of `inspect`: text of a docstring that nobody reads, and, on some Pythons, annotations."""
+
+
+class _Later(type(sys)):  # type: ignore[misc]  # the type of modules
+    """Stands for a module that is imported as soon as something of it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _FOR_DATACLASSES and sys._getframe(1).f_globals["__name__"] == "dataclasses":
+            return _FOR_DATACLASSES[name]
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        from importlib import import_module
+
+        return getattr(import_module(self.__name__), name)
+
+
+def put_off_imports() -> None:
+    """Import from now on what few commands use only when they use it: it is a seventh of what a turn costs.
+
+    Python 3.15 could do that by itself (PEP 810), but an interruption of such an import crashed it.
+    """
+    for name in PUT_OFF:
+        sys.modules.setdefault(name, _Later(name))
 
 
 @contextmanager

@@ -58,19 +58,21 @@ def hold(
 
 def _locked(path: str, timeout: float, waiting: Callable[[], None] | None) -> Callable[[], object]:
     """Lock the file; what lets it go. Raises `Timeout`, OSError."""
-    if timeout <= 0:
-        try:
-            return _locked_at_once(path)
-        except OSError as error:
-            if error.errno != errno.ENOSYS:  # a file system without such locks, for which `FileLock` has others
-                raise
+    try:
+        return _locked_at_once(path)
+    except Timeout:
+        if timeout <= 0:
+            raise
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # a file system without such locks, for which `FileLock` has others
+            raise
     lock = FileLock(path, mode=0o600, poll_interval=POLL_SECONDS)
     _acquire(lock, timeout, waiting)
     return lock.release
 
 
 def _locked_at_once(path: str) -> Callable[[], None]:
-    """The same lock as a `FileLock` without waiting. A purge takes thousands, and those cost it five times as much."""
+    """The same lock as a `FileLock` without waiting, which costs five times as much, and nobody else holds most."""
     descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
     release = partial(os.close, descriptor)
     try:

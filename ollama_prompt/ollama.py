@@ -65,9 +65,9 @@ _DEEPEST = 5  # errors in errors; Ollama's own reach 2
 POLL = 0.05  # seconds between two looks for a server that starts
 LONGEST = 1 << 25  # bytes of one answer, or of one line of a stream; Ollama's own are a thousandth of it
 
-_OVERFLOW = re.compile(r"request \((\d{1,18}) tokens\) exceeds the available context size \((\d{1,18}) tokens\)")
+_OVERFLOW = r"request \((\d{1,18}) tokens\) exceeds the available context size \((\d{1,18}) tokens\)"
 _OVERFLOW_OLD = "input length exceeds the context length"
-_UNSUPPORTED = re.compile(r"does not support|image input is not supported|missing data required for image input")
+_UNSUPPORTED = r"does not support|image input is not supported|missing data required for image input"
 _ERRORS_OF_HTTPX = (
     httpx.HTTPError,
     httpx.InvalidURL,
@@ -373,7 +373,7 @@ class Ollama:
             return None
         if answer.status == 404 and "not found" in error:
             return ModelNotFound(error, hint=self._hint_pull())
-        if _UNSUPPORTED.search(error):
+        if re.search(_UNSUPPORTED, error):
             return ModelUnsupported(error, hint="`ollama show` lists what a model can do.")
         return None
 
@@ -595,7 +595,7 @@ class _Answer:
         """The messages do not fit the window; with the server's figures, where it gives any."""
         if self.error is None:
             return None
-        figures = _OVERFLOW.search(self.error)
+        figures = re.search(_OVERFLOW, self.error)
         if self.details.get("type") != "exceed_context_size_error" and not figures:
             return ContextExceeded(self.error) if _OVERFLOW_OLD in self.error else None
         needed, window = map(int, figures.groups()) if figures else (None, None)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from ollama_prompt.errors import OllamaPromptError
 
 
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-_UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-_TURNING_UTF_8 = re.compile(rb"\xe2(?:\x80[\x8e\x8f\xa8-\xae]|\x81[\xa6-\xa9])")
-_UNESCAPED_UTF_8 = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xd8\x9c|" + _TURNING_UTF_8.pattern)
+# `re` compiles them when they are used: most commands use none or one.
+_INVISIBLE = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+_UNESCAPED = "[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+_TURNING_UTF_8 = rb"\xe2(?:\x80[\x8e\x8f\xa8-\xae]|\x81[\xa6-\xa9])"
+_UNESCAPED_UTF_8 = rb"\x7f|\xc2[\x80-\x9f]|\xd8\x9c|" + _TURNING_UTF_8
 PART = 256
 """Sessions of a listing that are written at once."""
 
@@ -46,7 +46,7 @@ def escaped(json_: str) -> str:
     U+009B begins an escape sequence in some terminals, marks of writing from right to left turn the rest of a line
     around, and at U+0085, U+2028 and U+2029 many readers of lines end one, in JavaScript and Python for example.
     """
-    return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json_)
+    return re.sub(_UNESCAPED, lambda found: f"\\u{ord(found[0]):04x}", json_)
 
 
 def listing_as_json(lines: list[bytes], total: int) -> Iterator[bytes]:
@@ -57,8 +57,8 @@ def listing_as_json(lines: list[bytes], total: int) -> Iterator[bytes]:
         part = before + b",\n".join(lines[start : start + PART])
         before = b",\n"
         # The search for all of it takes as long as all else.
-        if any(byte in part for byte in (b"\x7f", b"\xc2", b"\xd8")) or _TURNING_UTF_8.search(part):
-            part = _UNESCAPED_UTF_8.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), part)
+        if any(byte in part for byte in (b"\x7f", b"\xc2", b"\xd8")) or re.search(_TURNING_UTF_8, part):
+            part = re.sub(_UNESCAPED_UTF_8, lambda found: b"\\u%04x" % ord(found[0].decode()), part)
         yield part
     yield b'%s],\n"total": %d}\n' % (b"\n" if lines else b"", total)
 
@@ -91,7 +91,7 @@ def error_as_text(error: OllamaPromptError) -> str:
 
 def visible(text: str) -> str:
     """Text with its control characters escaped, but for newlines and tabs; and with those that turn the line around."""
-    return _INVISIBLE.sub(lambda found: repr(found[0])[1:-1], text)
+    return re.sub(_INVISIBLE, lambda found: repr(found[0])[1:-1], text)
 
 
 def plain(text: str) -> str:

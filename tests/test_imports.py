@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ollama_prompt
+from ollama_prompt.lean import PUT_OFF
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -255,10 +256,11 @@ def test_only_what_is_declared_is_imported() -> None:
 
 
 def loaded(environment: dict[str, str], *args: str) -> set[str]:
-    """The modules that a run of the command loads, beyond those that Python starts with."""
+    """The modules that a run of the command loads, beyond those that Python starts with; not what it puts off."""
     code = (
         "import os, sys; before = set(sys.modules);"
-        "os._exit = lambda code: open(3, 'w').write('\\n'.join(set(sys.modules) - before));"
+        "real = lambda: {name for name, it in sys.modules.items() if type(it).__name__ != '_Later'};"
+        "os._exit = lambda code: open(3, 'w').write('\\n'.join(real() - before));"
         "from ollama_prompt.__main__ import main; main()"
     )
     command = ["bash", "-c", 'exec 3>&1 >/dev/null 2>&1; exec "$0" -c "$@"', sys.executable, code, *args]
@@ -329,3 +331,8 @@ def test_a_turn_needs_no_async(environment: dict[str, str], ollama: StandIn) -> 
     modules = loaded(environment, "-p", "Hi")
     assert {"httpx", "filelock", "sqlite3", "orjson"} <= modules
     assert not modules & {"anyio", "httpcore", "xllamacpp", "click", "rich", "gettext", "encodings.idna"}
+
+
+def test_a_turn_uses_nothing_of_what_is_put_off(environment: dict[str, str], ollama: StandIn) -> None:
+    by_uuid = {"selectors", "shutil"} if sys.version_info < (3, 11) else set()
+    assert loaded(environment, "-p", "Hi") & set(PUT_OFF) == by_uuid
