@@ -66,6 +66,7 @@ class Git:
         self._command = [found, "-C", folder, *(part for setting in _SETTINGS for part in ("-c", setting))]
         self._environment = {name: value for name, value in os.environ.items() if name not in _OF_A_REPOSITORY}
         self._environment |= {"LC_ALL": "C", "GIT_EDITOR": ":", "GIT_MERGE_AUTOEDIT": "no"}
+        self._environment["GIT_OPTIONAL_LOCKS"] = "0"  # what only looks stands in nobody's way
         if sys.stdin is None or not sys.stdin.isatty():
             self._environment["GIT_TERMINAL_PROMPT"] = "0"
         self.is_private = False

@@ -57,6 +57,8 @@ LEFT_SECONDS = 60.0
 _DRIVER = "diff.ollama-prompt.textconv"
 _OPEN = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply")
 """What git has in its folder while something is not ended."""
+_ANOTHERS = (b"You have not concluded your merge", b"you have unmerged files")
+"""How git refuses a merge because somebody has begun another one since we looked: it is not ours to end or to undo."""
 _OWN = ("sessions", "attachments", ".gitignore", ".gitattributes")
 """What of the store is under git."""
 _FOLDERS = ("sessions", "attachments")
@@ -456,6 +458,9 @@ class _Repository:
         done = self.git.attempt("-c", f"branch.{_branch(self.git)}.mergeOptions=", "merge", *options, theirs)
         if done.returncode:
             refusal = failure("merge", done, hint=_BY_HAND)
+            if any(words in done.stderr for words in _ANOTHERS):
+                self._note_merge("")
+                raise refusal
             if not os.path.exists(self._git_paths["MERGE_HEAD"]):
                 self._undo_cut_merge(before, theirs)
                 raise refusal
@@ -583,12 +588,15 @@ class _Repository:
         ]
         for where, _, names in os.walk(self._git_paths["refs"]):
             locks += [os.path.join(where, name) for name in names if name.endswith(".lock")]
+        left = {lock: made for lock in locks if (made := _made(lock))}
         end = time.monotonic() + KILLED_SECONDS
-        while any(map(os.path.exists, locks)) and time.monotonic() < end:
+        while left and time.monotonic() < end:
             time.sleep(0.05)
-        for lock in locks:
-            with suppress(FileNotFoundError):
-                if abs(os.stat(lock).st_mtime - os.stat(self._journal).st_mtime) < LEFT_SECONDS:  # else another git's
+            left = {lock: made for lock, made in left.items() if _made(lock) == made}  # else others are at work
+        noted = os.stat(self._journal).st_mtime
+        for lock, (_, time_ns) in left.items():
+            if abs(time_ns / 1e9 - noted) < LEFT_SECONDS:  # else another git's
+                with suppress(FileNotFoundError):
                     os.unlink(lock)
 
     def _end_killed_merge(self, ours: str, theirs: str) -> list[str]:
@@ -603,6 +611,9 @@ class _Repository:
                 return in_use
             elif in_use:
                 return in_use
+            elif self.git.attempt("diff", "--cached", "--quiet", "HEAD").returncode == 0:
+                # Where another git was at work, git merges nothing, and yet leaves the merge open to be committed.
+                self.git.run("merge", "--abort")
             else:
                 self.git.name_author()
                 self._end_merge(None)
@@ -620,6 +631,15 @@ class _Repository:
             os.unlink(self._indexer.layout.attachment(name))
             if self.git.ask("ls-tree", "--name-only", commit, "--", f"attachments/{name}"):
                 self.git.run("checkout", "--quiet", commit, "--", f"attachments/{name}")
+
+
+def _made(path: str) -> tuple[int, int] | None:
+    """What tells a lock from the next one in its place; None if there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _union(ours: bytes, *others: bytes) -> bytes:

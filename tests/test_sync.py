@@ -1318,6 +1318,84 @@ def test_a_sync_that_was_killed_before_the_commit_of_a_merge(two: tuple[Machine,
     assert {"Here", "There", *(["Later"] if later else [])} <= set(one.said(session_id))
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_a_sync_that_was_killed_when_git_had_merged_nothing(two: tuple[Machine, Machine], later: bool) -> None:
+    """Where another git holds the index for a moment, git ends with an open merge that has nothing of theirs."""
+    one, other = two
+    session_id = shared(one, other)
+    diverge(one, other, session_id)
+    commit_by_hand(one)
+    git(one.home, "fetch", "-q", "origin")
+    (one.home / ".git" / "MERGE_HEAD").write_text(git(one.home, "rev-parse", "origin/main"), encoding="utf-8")
+    (one.home / ".git" / "MERGE_MSG").write_text("Merge\n\n# Conflicts:\n", encoding="utf-8")
+    (one.home / "locks" / "syncing").write_text(heads(one), encoding="utf-8")
+    if later:
+        one.turn("Later", session_id)
+    assert one.sync()["received"] == 1
+    other.sync()
+    assert_same(one, other)
+    assert {"Here", "There", *(["Later"] if later else [])} <= set(one.said(session_id))
+
+
+@posix_only
+@pytest.mark.parametrize("conflict", [False, True])
+def test_a_merge_that_somebody_began_meanwhile_is_theirs(
+    two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch, conflict: bool
+) -> None:
+    one, other = two
+    session_id = shared(one, other)
+    diverge(one, other, session_id)
+    if conflict:
+        (one.home / ".gitattributes").write_text("", encoding="utf-8")
+    real = Git.attempt
+
+    def attempt(self: Git, *arguments: str, text: str = "") -> subprocess.CompletedProcess[bytes]:
+        if "merge" in arguments:
+            git(one.home, "merge", "-q", "--no-commit", "origin/main", may_fail=True)
+        return real(self, *arguments, text=text)
+
+    monkeypatch.setattr(Git, "attempt", attempt)
+    with pytest.raises(GitFailed, match="unmerged files" if conflict else "not concluded your merge"):
+        one.sync()
+    monkeypatch.undo()
+    assert (one.home / ".git" / "MERGE_HEAD").exists()
+    assert "There" in "".join(path.read_text(encoding="utf-8") for path in files(one.home))
+    git(one.home, "add", "-A")
+    git(one.home, "commit", "-q", "--no-edit")
+    assert not (one.home / "locks" / "syncing").exists()
+
+
+def test_the_locks_of_gits_that_are_at_work_stay(two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, so that there is always one; and one that was left behind goes."""
+    one, _ = two
+    one.turn("Hello")
+    one.sync()
+    monkeypatch.setattr(sync, "KILLED_SECONDS", 0.5)
+    (one.home / "locks" / "syncing").touch()
+    left, lock = one.home / ".git" / "HEAD.lock", one.home / ".git" / "index.lock"
+    left.touch()
+    over, vanished = threading.Event(), []
+
+    def work() -> None:
+        lock.touch()
+        while not over.wait(0.02):
+            if not lock.exists():
+                vanished.append(lock)
+            lock.with_name("index.new").touch()
+            lock.with_name("index.new").replace(lock)
+        lock.unlink()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        sync._Repository(Git(str(one.home)), one.indexer, one.notes.append).recover()
+    finally:
+        over.set()
+        thread.join()
+    assert not left.exists()
+    assert vanished == []
+
+
 @posix_only
 def test_a_side_that_git_cannot_show_is_not_taken_for_empty(
     two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
