@@ -21,11 +21,18 @@ PUT_OFF = ("asyncio", "idna", "inspect", "locale", "mimetypes", "selectors", "sh
 """What orjson, httpx, filelock and modules that they import take along, and use for few commands, or for none."""
 
 
+def _unwrapped(function: Any) -> Any:
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
 _FOR_DATACLASSES: dict[str, Callable[..., Any]] = {
     "signature": lambda *_, **__: "",
     "get_annotations": lambda class_: dict(vars(class_).get("__annotations__", {})),
+    "unwrap": _unwrapped,
 }
-"""What `dataclasses` takes of `inspect`: text of a docstring that nobody reads, and, on some Pythons, annotations."""
+"""What `dataclasses` takes of `inspect`, on one Python or another: part of docstrings that nobody reads, and little."""
 
 
 class _Later(type(sys)):  # type: ignore[misc]  # the type of modules

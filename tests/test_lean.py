@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DATACLASSES = """
-import dataclasses
+import dataclasses, functools
 from typing import ClassVar, Generic, TypeVar
 
 T = TypeVar("T")
@@ -41,12 +41,24 @@ class Heir(Bare):
 class Empty:
     pass
 
+def wrapped(method):
+    return functools.wraps(method)(lambda self: method(self))
+
+@dataclasses.dataclass(slots=True)
+class Wrapped:
+    seven: int
+
+    @wrapped
+    def is_mine(self):
+        return __class__ is Wrapped
+
 def told(class_):
     fields = [(f.name, f.type, f.default is dataclasses.MISSING, f.kw_only) for f in dataclasses.fields(class_)]
     return class_.__name__, fields, sorted(class_.__annotations__)
 
 print([told(class_) for class_ in (Bare, Child, Heir, Empty)])
 print(Bare(1), Child(4, five=3), Heir(1, six=2), Empty(), Child(1) < Child(2), dataclasses.replace(Bare(1), one=2))
+print(Wrapped(7).is_mine())
 """
 
 
