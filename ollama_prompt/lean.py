@@ -7,6 +7,7 @@ while it was imported.
 from __future__ import annotations
 
 import sys
+from _thread import RLock
 from contextlib import contextmanager
 
 TYPE_CHECKING = False
@@ -29,20 +30,28 @@ def _unwrapped(function: Any) -> Any:
 
 _FOR_DATACLASSES: dict[str, Callable[..., Any]] = {
     "signature": lambda *_, **__: "",
-    "get_annotations": lambda class_: dict(vars(class_).get("__annotations__", {})),
+    "get_annotations": lambda class_: dict(vars(class_).get("__annotations__") or {}),
     "unwrap": _unwrapped,
 }
 """What `dataclasses` takes of `inspect`, on one Python or another: part of docstrings that nobody reads, and little."""
 
 
+_FIRST_USE = RLock()
+"""Of two threads one takes a stand-in away. Not held for the import, which has locks of its own."""
+
+
 class _Later(type(sys)):  # type: ignore[misc]  # the type of modules
-    """Stands for a module that is imported as soon as something of it is used."""
+    """Stands for a module that is imported as soon as something of it is used.
+
+    A part of a package would be imported twice if it were the first that is used of it, as by `import idna.core`.
+    """
 
     def __getattr__(self, name: str) -> Any:
-        if name in _FOR_DATACLASSES and sys._getframe(1).f_globals["__name__"] == "dataclasses":
+        if name in _FOR_DATACLASSES and sys._getframe(1).f_globals.get("__name__") == "dataclasses":
             return _FOR_DATACLASSES[name]
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
+        with _FIRST_USE:
+            if sys.modules.get(self.__name__) is self:
+                del sys.modules[self.__name__]
         from importlib import import_module
 
         return getattr(import_module(self.__name__), name)

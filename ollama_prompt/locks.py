@@ -12,10 +12,11 @@ import errno
 import os
 import sys
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from filelock import FileLock, Timeout, lock_descriptor
+from filelock import FileLock, Timeout, lock_descriptor, unlock_descriptor
 
 from ollama_prompt.errors import SessionBusy
 from ollama_prompt.layout import cannot_write, open_own
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.05
 """How often a waiter tries again."""
+_held: set[int] = set()
+"""Descriptors of the locks that were taken at once; those of a `FileLock` are filelock's to look after."""
 
 
 @contextmanager
@@ -66,6 +69,7 @@ def _locked(path: str, timeout: float, waiting: Callable[[], None] | None) -> Ca
     except OSError as error:
         if error.errno != errno.ENOSYS:  # a file system without such locks, for which `FileLock` has others
             raise
+        warnings.filterwarnings("ignore", message="flock not supported")  # filelock's, on stderr in each turn
     lock = FileLock(path, mode=0o600, poll_interval=POLL_SECONDS)
     _acquire(lock, timeout, waiting)
     return lock.release
@@ -73,15 +77,44 @@ def _locked(path: str, timeout: float, waiting: Callable[[], None] | None) -> Ca
 
 def _locked_at_once(path: str) -> Callable[[], None]:
     """The same lock as a `FileLock` without waiting, which costs five times as much, and nobody else holds most."""
-    descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
-    release = partial(os.close, descriptor)
+    descriptor, is_new = _opened(path)
     try:
         if not lock_descriptor(descriptor, blocking=False) or not _names(path, descriptor):
             raise Timeout(path)
-    except BaseException:
-        release()
+    except BaseException as error:
+        os.close(descriptor)
+        if is_new and isinstance(error, OSError) and error.errno == errno.ENOSYS:
+            discard(path)  # else `FileLock` takes it for that of somebody who is about to write into it
         raise
-    return release
+    _held.add(descriptor)
+    return partial(_let_go, descriptor, os.getpid())
+
+
+def _opened(path: str) -> tuple[int, bool]:
+    """A descriptor of the file, and whether we made it."""
+    try:
+        return open_own(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), True
+    except FileExistsError:
+        return open_own(path, os.O_RDWR | os.O_CREAT), False
+
+
+def _let_go(descriptor: int, holder: int) -> None:
+    if os.getpid() == holder:
+        _held.discard(descriptor)
+        try:
+            unlock_descriptor(descriptor)  # a process that was forked just now may have it open yet
+        finally:
+            os.close(descriptor)
+
+
+def _disown() -> None:
+    """In a forked process: as long as it had them open too, nobody would get the locks of the other one."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown)
 
 
 def _names(path: str, descriptor: int) -> bool:

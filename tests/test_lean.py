@@ -95,6 +95,17 @@ def test_names_can_be_imported_from_it() -> None:
     )
 
 
+def test_no_part_of_a_package_is_imported_twice() -> None:
+    """It is if it is the first that is used of the package."""
+    code = """
+import httpx, prompt_toolkit.shortcuts, rich.console
+names = [name for name in sys.modules if name.startswith(("asyncio.", "idna."))]
+parts = [(sys.modules[name.partition(".")[0]], name.partition(".")[2], sys.modules[name]) for name in names]
+print(len(parts) > 3, {part for package, part, module in parts if getattr(package, part) is not module})
+"""
+    assert late(code) == "True set()\n"
+
+
 def test_what_is_there_already_stays() -> None:
     code = "import sys, inspect; from ollama_prompt import lean; lean.put_off_imports(); import inspect as it"
     assert run(f"{code}; print(it is inspect and type(it) is type(sys))") == "True\n"

@@ -96,13 +96,87 @@ def test_no_lock_is_taken_through_a_link(path: Path, timeout: float) -> None:
     assert not target.exists()
 
 
-def test_a_file_system_without_locks_gets_what_filelock_has_for_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(*_: object, **__: object) -> bool:
+@posix
+@pytest.mark.parametrize("first", TIMEOUTS)
+@pytest.mark.parametrize("second", TIMEOUTS)
+def test_a_file_system_without_locks_gets_what_filelock_has_for_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, first: float, second: float
+) -> None:
+    import fcntl
+
+    def none(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(locks, "lock_descriptor", none)
-    with hold(path):
-        assert take_in_another_process(path, 0).endswith("in use by another process")
+    monkeypatch.setattr(fcntl, "flock", none)
+    for _ in range(2):
+        with hold(path, first), pytest.raises(SessionBusy), hold(path, second):
+            pass
+
+
+def in_a_new_process(code: str, path: Path) -> str:
+    """What it prints: one that may fork, which this one must not."""
+    start = "import os, signal, sys, time\nfrom ollama_prompt import locks\npath = sys.argv[1]\n"
+    done = subprocess.run(
+        [sys.executable, "-c", start + code, str(path)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@posix
+def test_a_lock_is_free_though_a_process_lives_that_was_forked_meanwhile(path: Path) -> None:
+    code = """
+with locks.hold(path, 5, "it"):
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+with locks.hold(path, 0, "it"):
+    print("free")
+os.kill(child, signal.SIGKILL)
+"""
+    assert in_a_new_process(code, path) == "free\n"
+
+
+@posix
+def test_a_lock_is_free_once_its_holder_is_killed_that_has_forked(path: Path) -> None:
+    code = """
+read, write = os.pipe()
+holder = os.fork()
+if not holder:
+    with locks.hold(path, 5, "it"):
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        os.write(write, b"%d" % child)
+        time.sleep(60)
+child = int(os.read(read, 20))
+os.kill(holder, signal.SIGKILL)
+os.waitpid(holder, 0)
+with locks.hold(path, 10, "it"):
+    print("free")
+os.kill(child, signal.SIGKILL)
+"""
+    assert in_a_new_process(code, path) == "free\n"
+
+
+@posix
+def test_a_forked_process_does_not_let_go_of_the_lock(path: Path) -> None:
+    code = """
+import subprocess
+with locks.hold(path, 5, "it"):
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        other = "from ollama_prompt import locks; import sys; locks.hold(sys.argv[1], 0, 'it').__enter__()"
+        print(subprocess.run([sys.executable, "-c", other, path], stderr=subprocess.DEVNULL).returncode)
+if not child:
+    os._exit(0)
+with locks.hold(path, 0, "it"):
+    print("free")
+"""
+    assert in_a_new_process(code, path) == "1\nfree\n"
 
 
 @pytest.mark.parametrize("fails", [True, False])
