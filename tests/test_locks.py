@@ -167,16 +167,19 @@ def test_a_forked_process_does_not_let_go_of_the_lock(path: Path) -> None:
 import subprocess
 with locks.hold(path, 5, "it"):
     child = os.fork()
-    if child:
-        os.waitpid(child, 0)
+    if not child:
+        file = os.open(os.devnull, os.O_RDONLY)  # gets the number that the lock's had
+    else:
+        print(os.waitpid(child, 0)[1])
         other = "from ollama_prompt import locks; import sys; locks.hold(sys.argv[1], 0, 'it').__enter__()"
         print(subprocess.run([sys.executable, "-c", other, path], stderr=subprocess.DEVNULL).returncode)
 if not child:
+    os.fstat(file)
     os._exit(0)
 with locks.hold(path, 0, "it"):
     print("free")
 """
-    assert in_a_new_process(code, path) == "1\nfree\n"
+    assert in_a_new_process(code, path) == "0\n1\nfree\n"
 
 
 @pytest.mark.parametrize("fails", [True, False])
