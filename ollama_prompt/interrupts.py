@@ -8,8 +8,9 @@ A signal means one of three things, depending on where the program is:
     heard             it is raised as `Interrupted`: only where a turn waits, for the model or for the reader, where
                       an export writes, which removes what is unfinished, and where a sync has merged
 
-So the code of a turn has few places that an interruption can come from, and libraries none, which do not
-expect one while they are imported or clean up. A third signal ends the process wherever it is.
+So the code of a turn has few places that an interruption can come from, and libraries none, which do not expect one
+while they are imported or clean up; but for what `lean` puts off, which can be imported again. A third signal ends the
+process wherever it is.
 
 A conversation goes on after a turn. Within `going_on` no signal ends the process at once: what would is heard
 instead, and one that comes behind the last `heard` of a turn waits for the next prompt.

@@ -43,7 +43,8 @@ _FIRST_USE = RLock()
 class _Later(type(sys)):  # type: ignore[misc]  # the type of modules
     """Stands for a module that is imported as soon as something of it is used.
 
-    A part of a package would be imported twice if it were the first that is used of it, as by `import idna.core`.
+    An interruption undoes the import, and the next use makes it again. A part of a package would be imported twice if
+    it were the first that is used of it, as by `import idna.core`.
     """
 
     def __getattr__(self, name: str) -> Any:
