@@ -78,15 +78,16 @@ def _locked(path: str, timeout: float, waiting: Callable[[], None] | None) -> Ca
 def _locked_at_once(path: str) -> Callable[[], None]:
     """The same lock as a `FileLock` without waiting, which costs five times as much, and nobody else holds most."""
     descriptor, is_new = _opened(path)
+    _held.add(descriptor)  # before it is locked: another thread may fork
     try:
         if not lock_descriptor(descriptor, blocking=False) or not _names(path, descriptor):
             raise Timeout(path)
     except BaseException as error:
+        _held.discard(descriptor)
         os.close(descriptor)
         if is_new and isinstance(error, OSError) and error.errno == errno.ENOSYS:
             discard(path)  # else `FileLock` takes it for that of somebody who is about to write into it
         raise
-    _held.add(descriptor)
     return partial(_let_go, descriptor, os.getpid())
 
 

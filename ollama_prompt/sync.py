@@ -308,7 +308,7 @@ class _Repository:
         self._indexer = indexer
         self._note = note
         self._ignored: set[str] = set()
-        names = (*_OPEN, "index.lock", "refs")
+        names = (*_OPEN, "AUTO_MERGE", "MERGE_MSG", "index.lock", "refs")
         found = git.run("rev-parse", "--show-prefix", *(part for name in names for part in ("--git-path", name)))
         self._prefix, *paths = found.split("\n")
         git.is_private = _is_own(git, self._prefix)  # the files of a larger repository are its people's
@@ -358,12 +358,14 @@ class _Repository:
         with suppress(FileNotFoundError):
             os.utime(self._journal)  # a lock that this git leaves is then as old as our note: see LEFT_SECONDS
         hint = f"in {self._indexer.layout.home}, git add --all, and then git commit, tell more"
+        self._refuse_foreign_merge()  # one that was begun since we looked: this would end it
         with self.git.apart():
             try:
                 only = () if self.git.is_private else ("--only", "--", *names)  # which looks at all files once more
                 self.git.run("commit", "--quiet", "--file", "-", *only, text=message, hint=hint)
             except GitFailed:
-                self.git.attempt("reset", "--quiet", "--", *names)
+                if not os.path.exists(self._git_paths["MERGE_HEAD"]):  # else somebody's merge is staged there, too
+                    self.git.attempt("reset", "--quiet", "--", *names)
                 raise
 
     def _refuse_foreign_merge(self) -> None:
@@ -464,9 +466,37 @@ class _Repository:
             if not os.path.exists(self._git_paths["MERGE_HEAD"]):
                 self._undo_cut_merge(before, theirs)
                 raise refusal
+            if b"Unable to write index" in done.stderr:  # see `_is_empty_merge`
+                self.git.run("merge", "--quit")
+                self._note_merge("")
+                raise failure("merge", done, hint=_COMMITTED)
             self._end_merge(refusal)
         self._keep_pictures((before, theirs))
         self._note_merge("")
+
+    def _is_empty_merge(self) -> bool:
+        """Whether nothing is merged in the merge that is open: git leaves it so where another one holds the index.
+
+        It is forgotten, not undone: that would take along what is staged, and need the index itself.
+        """
+        is_noted = os.path.exists(self._git_paths["AUTO_MERGE"])  # git does that with what it has merged
+        return not (is_noted or self.git.ask("ls-files", "--unmerged", "--", ":/"))
+
+    def _is_our_merge(self) -> bool:
+        """Whether the merge that is open bears our message, or none yet."""
+        with (
+            suppress(FileNotFoundError),
+            open(self._git_paths["MERGE_MSG"], encoding="utf-8", errors="replace") as file,
+        ):
+            return file.readline().strip() == _MERGED
+        return True
+
+    def _complete(self, ours: str, theirs: str) -> None:
+        """Somebody may have added a session while it was not merged: add the lines of theirs that it has not got."""
+        base = self.git.ask("merge-base", ours, theirs) or self.git.run("mktree")
+        for path in self.git.paths("diff", *_NAMES, "--diff-filter=d", base, theirs, "--", "sessions"):
+            if os.path.exists(os.path.join(self._indexer.layout.home, path)):
+                self._indexer.give_back(path, self.git.content("cat-file", "--filters", f"{theirs}:./{path}"))
 
     def _undo_cut_merge(self, ours: str, theirs: str) -> None:
         """A git that was killed, or could not write, may have changed some files."""
@@ -590,7 +620,7 @@ class _Repository:
             locks += [os.path.join(where, name) for name in names if name.endswith(".lock")]
         left = {lock: made for lock in locks if (made := _made(lock))}
         end = time.monotonic() + KILLED_SECONDS
-        while left and time.monotonic() < end:
+        while any(map(os.path.exists, locks)) and time.monotonic() < end:
             time.sleep(0.05)
             left = {lock: made for lock, made in left.items() if _made(lock) == made}  # else others are at work
         noted = os.stat(self._journal).st_mtime
@@ -609,13 +639,15 @@ class _Repository:
             elif self.git.ask("rev-parse", "--quiet", "--verify", "MERGE_HEAD") != theirs:
                 self._give_back(ours, [id_ for id_ in changed if id_ not in in_use])
                 return in_use
+            elif not self._is_our_merge():
+                return []  # begun by hand since
             elif in_use:
                 return in_use
-            elif self.git.attempt("diff", "--cached", "--quiet", "HEAD").returncode == 0:
-                # Where another git was at work, git merges nothing, and yet leaves the merge open to be committed.
-                self.git.run("merge", "--abort")
+            elif self._is_empty_merge():
+                self.git.run("merge", "--quit")
             else:
                 self.git.name_author()
+                self._complete(ours, theirs)
                 self._end_merge(None)
                 self._keep_pictures((ours, theirs))
             self._received.update(self.changed(ours, "HEAD"))

@@ -790,7 +790,7 @@ def test_a_sync_that_was_killed_with_a_merge_that_is_not_ended(two: tuple[Machin
     git(one.home, "commit", "-q", "-a", "-m", "Deleted")
     git(one.home, "fetch", "-q", "origin")
     commits = heads(one)
-    git(one.home, "merge", "-q", "origin/main", may_fail=True)
+    git(one.home, "merge", "-q", "-m", sync._MERGED, "origin/main", may_fail=True)
     assert (one.home / ".git" / "MERGE_HEAD").exists()
     (one.home / "locks" / "syncing").write_text(commits, encoding="utf-8")
     one.sync()
@@ -1271,7 +1271,7 @@ def killed_in_a_conflict(one: Machine, other: Machine) -> str:
     commit_by_hand(one)
     git(one.home, "fetch", "-q", "origin")
     commits = heads(one)
-    git(one.home, "merge", "-q", "origin/main", may_fail=True)
+    git(one.home, "merge", "-q", "-m", sync._MERGED, "origin/main", may_fail=True)
     assert "UU" in git(one.home, "status", "--porcelain")
     (one.home / "locks" / "syncing").write_text(commits, encoding="utf-8")
     return session_id
@@ -1308,7 +1308,7 @@ def test_a_sync_that_was_killed_before_the_commit_of_a_merge(two: tuple[Machine,
     other.sync()
     git(one.home, "fetch", "-q", "origin")
     commits = heads(one)
-    git(one.home, "merge", "-q", "--no-commit", "origin/main")
+    git(one.home, "merge", "-q", "-m", sync._MERGED, "--no-commit", "origin/main")
     (one.home / "locks" / "syncing").write_text(commits, encoding="utf-8")
     if later:
         one.turn("Later", session_id)
@@ -1318,23 +1318,114 @@ def test_a_sync_that_was_killed_before_the_commit_of_a_merge(two: tuple[Machine,
     assert {"Here", "There", *(["Later"] if later else [])} <= set(one.said(session_id))
 
 
+def leave_empty_merge(machine: Machine) -> None:
+    """As git does where another one holds the index for a moment: open, and with nothing of theirs."""
+    folder = machine.home / ".git"
+    (folder / "MERGE_HEAD").write_text(git(machine.home, "rev-parse", "origin/main"), encoding="utf-8")
+    (folder / "MERGE_MSG").write_text(f"{sync._MERGED}\n\n# Conflicts:\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("staged", [[], ["--all"], ["--intent-to-add", "--all"]])
 @pytest.mark.parametrize("later", [False, True])
-def test_a_sync_that_was_killed_when_git_had_merged_nothing(two: tuple[Machine, Machine], later: bool) -> None:
-    """Where another git holds the index for a moment, git ends with an open merge that has nothing of theirs."""
+def test_a_sync_that_was_killed_when_git_had_merged_nothing(
+    two: tuple[Machine, Machine], later: bool, staged: list[str]
+) -> None:
     one, other = two
     session_id = shared(one, other)
     diverge(one, other, session_id)
     commit_by_hand(one)
     git(one.home, "fetch", "-q", "origin")
-    (one.home / ".git" / "MERGE_HEAD").write_text(git(one.home, "rev-parse", "origin/main"), encoding="utf-8")
-    (one.home / ".git" / "MERGE_MSG").write_text("Merge\n\n# Conflicts:\n", encoding="utf-8")
+    leave_empty_merge(one)
     (one.home / "locks" / "syncing").write_text(heads(one), encoding="utf-8")
     if later:
         one.turn("Later", session_id)
+        one.turn("New")
+    if staged:
+        git(one.home, "add", *staged)
     assert one.sync()["received"] == 1
     other.sync()
     assert_same(one, other)
     assert {"Here", "There", *(["Later"] if later else [])} <= set(one.said(session_id))
+
+
+def test_a_merge_in_which_another_git_holds_the_index(
+    two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    session_id = shared(one, other)
+    diverge(one, other, session_id)
+    real = Git.attempt
+
+    def attempt(self: Git, *arguments: str, text: str = "") -> subprocess.CompletedProcess[bytes]:
+        if "merge" in arguments and "--quit" not in arguments:
+            leave_empty_merge(one)
+            return subprocess.CompletedProcess(arguments, 1, b"", b"error: Unable to write index.")
+        return real(self, *arguments, text=text)
+
+    monkeypatch.setattr(Git, "attempt", attempt)
+    with pytest.raises(GitFailed, match="Unable to write index"):
+        one.sync()
+    monkeypatch.undo()
+    assert not (one.home / ".git" / "MERGE_HEAD").exists()
+    one.sync()
+    other.sync()
+    assert_same(one, other)
+    assert {"Here", "There"} <= set(one.said(session_id))
+
+
+def test_a_merge_by_hand_after_a_sync_was_killed_is_theirs(two: tuple[Machine, Machine]) -> None:
+    """Of the same commit, before git had done anything for us."""
+    one, other = two
+    session_id = shared(one, other)
+    diverge(one, other, session_id)
+    commit_by_hand(one)
+    git(one.home, "fetch", "-q", "origin")
+    (one.home / "locks" / "syncing").write_text(heads(one), encoding="utf-8")
+    git(one.home, "merge", "-q", "--no-commit", "origin/main")
+    with pytest.raises(GitFailed, match="MERGE_HEAD"):
+        one.sync()
+    git(one.home, "commit", "-q", "-m", "By hand")
+    one.sync()
+    assert "By hand" in git(one.home, "log", "-3", "--format=%s")
+    assert {"Here", "There"} <= set(one.said(session_id))
+
+
+def test_a_merge_that_somebody_began_while_we_add_is_not_committed(
+    two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    session_id = shared(one, other)
+    diverge(one, other, session_id)
+    commit_by_hand(one)
+    one.turn("New")
+    git(one.home, "fetch", "-q", "origin")
+    real = Git.attempt
+
+    def attempt(self: Git, *arguments: str, text: str = "") -> subprocess.CompletedProcess[bytes]:
+        if arguments[0] == "add":
+            git(one.home, "merge", "-q", "--no-commit", "origin/main")
+        return real(self, *arguments, text=text)
+
+    monkeypatch.setattr(Git, "attempt", attempt)
+    with pytest.raises(GitFailed, match="MERGE_HEAD"):
+        one.sync()
+    monkeypatch.undo()
+    assert (one.home / ".git" / "MERGE_HEAD").exists()
+    git(one.home, "commit", "-q", "-m", "By hand")
+    one.sync()
+    assert {"Here", "There"} <= set(one.said(session_id))
+
+
+def test_a_conflict_that_was_added_by_hand_after_a_sync_was_killed(two: tuple[Machine, Machine]) -> None:
+    one, other = two
+    session_id = killed_in_a_conflict(one, other)
+    (path,) = (path for path in files(one.home) if path.stem == session_id)
+    path.write_bytes(git(one.home, "show", f"HEAD:{path.relative_to(one.home).as_posix()}").encode() + b"\n")
+    git(one.home, "add", "--all")
+    one.sync()
+    other.sync()
+    assert_same(one, other)
+    assert {"Here", "There"} <= set(one.said(session_id))
 
 
 @posix_only

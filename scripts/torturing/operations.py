@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torturing.ledger import Item
-    from torturing.processes import Ended, Store
+    from torturing.processes import Ended
     from torturing.scenes import Scene
 
 Json = dict[str, Any]
@@ -257,15 +257,9 @@ class Worker(threading.Thread):
                 ended = self.world.run("git", ["git", "-C", str(store.home), *command], store.home)
                 if ended.returncode and command[0] in {"pull", "push"}:
                     self.tally.count("refused", f"git {command[0]}")
-                if "Unable to write index" in ended.stderr:
-                    self.abort_merge(store)
+                if "Unable to write index" in ended.stderr:  # as docs/version-control.md says
+                    self.world.run("git", ["git", "-C", str(store.home), "merge", "--quit"], store.home)
         self.tally.count("operations", "git pull by hand")
-
-    def abort_merge(self, store: Store) -> None:
-        """As docs/version-control.md says of a merge in which another git was in the way; it may be again."""
-        while (store.home / ".git" / "MERGE_HEAD").exists():
-            self.world.run("git", ["git", "-C", str(store.home), "merge", "--abort"], store.home)
-            time.sleep(0.05)
 
     # --- Hand edits ----------------------------------------------------------------------------
 
