@@ -367,16 +367,13 @@ def all_words(path: Path) -> set[str]:
     return {word for text in texts for word in search_index._WORD.findall(separate(text))}
 
 
-def test_the_index_finds_what_a_scan_finds(home: Path, request: pytest.FixtureRequest) -> None:
-    from hypothesis.stateful import run_state_machine_as_test
-
+def test_the_index_finds_what_a_scan_finds(home: Path) -> None:
     Searching.home = home
-    run_state_machine_as_test(
-        Searching,
-        settings=settings(
-            max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+    case = Searching.TestCase
+    case.settings = settings(
+        max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
     )
+    case("runTest").runTest()
 
 
 # --- The file ----------------------------------------------------------------------------------------
