@@ -259,9 +259,12 @@ def test_a_store_that_two_threads_make_at_once(home: Path, monkeypatch: pytest.M
     assert not list(home.glob("*.tmp"))
 
 
-def test_threads_on_one_session(ollama: StandIn) -> None:
+def test_threads_on_one_session(ollama: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     session_id = ask("Hello").session_id
-    threads = [threading.Thread(target=_quietly, args=(session_id, f"Thread {number}")) for number in range(8)]
+    # Python 3.10 to 3.13 have one filter of warnings for all threads: the remark that one waits is an error here.
+    monkeypatch.setattr("ollama_prompt.api._warn", lambda _: None)
+    prompts = [f"Thread {number}" for number in range(8)]
+    threads = [threading.Thread(target=continue_session, args=(session_id, prompt)) for prompt in prompts]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -269,13 +272,6 @@ def test_threads_on_one_session(ollama: StandIn) -> None:
     contents = [message.content for message in load_session(session_id).messages]
     assert len(contents) == 18
     assert [content for content in contents if "(messages: 17)" in content], "each saw those before it"
-
-
-def _quietly(session_id: str | None, prompt: str) -> None:
-    """Python 3.10 to 3.13 have one filter of warnings for all threads: the remark that it waits is an error here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ollama_prompt.api._warn", lambda _: None)
-        continue_session(session_id, prompt)
 
 
 INTERRUPTED = """
