@@ -1373,6 +1373,18 @@ def test_a_merge_in_which_another_git_holds_the_index(
     assert {"Here", "There"} <= set(one.said(session_id))
 
 
+def meanwhile(monkeypatch: pytest.MonkeyPatch, command: str, happens: Callable[[], object]) -> None:
+    """Something happens whenever we are about to run this command of git's."""
+    real = Git.attempt
+
+    def attempt(self: Git, *arguments: str, text: str = "") -> subprocess.CompletedProcess[bytes]:
+        if command in arguments:
+            happens()
+        return real(self, *arguments, text=text)
+
+    monkeypatch.setattr(Git, "attempt", attempt)
+
+
 def test_a_merge_by_hand_after_a_sync_was_killed_is_theirs(two: tuple[Machine, Machine]) -> None:
     """Of the same commit, before git had done anything for us."""
     one, other = two
@@ -1399,14 +1411,7 @@ def test_a_merge_that_somebody_began_while_we_add_is_not_committed(
     commit_by_hand(one)
     one.turn("New")
     git(one.home, "fetch", "-q", "origin")
-    real = Git.attempt
-
-    def attempt(self: Git, *arguments: str, text: str = "") -> subprocess.CompletedProcess[bytes]:
-        if arguments[0] == "add":
-            git(one.home, "merge", "-q", "--no-commit", "origin/main")
-        return real(self, *arguments, text=text)
-
-    monkeypatch.setattr(Git, "attempt", attempt)
+    meanwhile(monkeypatch, "add", lambda: git(one.home, "merge", "-q", "--no-commit", "origin/main"))
     with pytest.raises(GitFailed, match="MERGE_HEAD"):
         one.sync()
     monkeypatch.undo()
@@ -1438,14 +1443,8 @@ def test_a_merge_that_somebody_began_meanwhile_is_theirs(
     diverge(one, other, session_id)
     if conflict:
         (one.home / ".gitattributes").write_text("", encoding="utf-8")
-    real = Git.attempt
-
-    def attempt(self: Git, *arguments: str, text: str = "") -> subprocess.CompletedProcess[bytes]:
-        if "merge" in arguments:
-            git(one.home, "merge", "-q", "--no-commit", "origin/main", may_fail=True)
-        return real(self, *arguments, text=text)
-
-    monkeypatch.setattr(Git, "attempt", attempt)
+    by_hand = ("merge", "-q", "--no-commit", "origin/main")
+    meanwhile(monkeypatch, "merge", lambda: git(one.home, *by_hand, may_fail=True))
     with pytest.raises(GitFailed, match="unmerged files" if conflict else "not concluded your merge"):
         one.sync()
     monkeypatch.undo()
